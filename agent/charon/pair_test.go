@@ -1,0 +1,366 @@
+package charon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+var nodeNames = map[string]string{"a": "beijing.edge1", "b": "beijing.edge2"}
+
+// pair is two nodes whose charons run, have credentials, and know each other.
+type pair struct {
+	a, b         *node
+	ca, cb       *Client
+	connA, connB Connection // as loaded; a's leads to b
+}
+
+func startPair(t *testing.T, ctx context.Context) *pair {
+	t.Helper()
+	p := &pair{}
+	p.a, p.b = newPair(t)
+	p.a.start()
+	p.b.start()
+	p.ca, p.cb = p.a.client(), p.b.client()
+	auth := newAuthority(t)
+	credsA, credsB := auth.issue(nodeNames["a"]), auth.issue(nodeNames["b"])
+	must(t, p.ca.LoadCredentials(ctx, credsA))
+	must(t, p.ca.LoadCredentials(ctx, credsA)) // again: nothing changes
+	must(t, p.cb.LoadCredentials(ctx, credsB))
+	p.connA, p.connB = p.a.connection(p.b, credsA), p.b.connection(p.a, credsB)
+	p.connA.ESPProposals = espProposals(t, ctx, p.ca)
+	p.connB.ESPProposals = p.connA.ESPProposals
+	p.load(t, ctx)
+	return p
+}
+
+func (p *pair) load(t *testing.T, ctx context.Context) {
+	t.Helper()
+	must(t, p.ca.Load(ctx, p.connA))
+	must(t, p.cb.Load(ctx, p.connB))
+}
+
+// initiate asks for all children right after each other, and waits for them.
+func (p *pair) initiate(t *testing.T, ctx context.Context) {
+	t.Helper()
+	for _, child := range p.connA.Children {
+		must(t, p.ca.Initiate(ctx, p.connA.Name, child.Name))
+	}
+	for _, child := range p.connA.Children {
+		waitEvent(t, p.ca, child.Name+" is up", func(e Event) bool {
+			return e.Kind == EventChildUp && e.Child == child.Name
+		})
+	}
+}
+
+// connection has FabEdge's three children, in both nodes' view.
+func (n *node) connection(peer *node, creds Credentials) Connection {
+	dn := func(n *node) string { return "C=CN, O=fabedge.io, CN=" + nodeNames[n.name] }
+	pods := func(n *node) []netip.Prefix {
+		return []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr(n.inside), 24).Masked()}
+	}
+	itself := func(n *node) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(n.addr + "/32")} }
+	name := nodeNames[peer.name]
+	return Connection{
+		Name:        name,
+		LocalAddrs:  []string{anyAddr},
+		RemoteAddrs: []string{peer.addr},
+		LocalID:     dn(n),
+		RemoteID:    dn(peer),
+		CertPEM:     creds.CertPEM,
+		CAPEMs:      creds.CAPEMs,
+		Encap:       true,
+		Children: []Child{
+			{name + "-p2p", pods(n), pods(peer)},
+			{name + "-p2n", pods(n), itself(peer)},
+			{name + "-n2p", itself(n), pods(peer)},
+		},
+	}
+}
+
+// espProposals leaves AES-GCM out where user-space ESP does not have it.
+func espProposals(t *testing.T, ctx context.Context, c *Client) []string {
+	t.Helper()
+	plugins, err := c.Plugins(ctx)
+	must(t, err)
+	if !slices.Contains(plugins, "kernel-libipsec") {
+		t.Fatalf("charon has plugins %q, want kernel-libipsec among them", plugins)
+	}
+	if slices.Contains(plugins, "gcm") || slices.Contains(plugins, "openssl") {
+		return DefaultESPProposals()
+	}
+	return []string{"aes128-sha256"}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// oneSA waits until exactly one IKE_SA of the connection is there and returns it.
+func oneSA(t *testing.T, ctx context.Context, c *Client, name string) (sa SA) {
+	t.Helper()
+	eventually(t, "one IKE_SA "+name, func() error {
+		sas, err := c.SAs(ctx, name)
+		if err != nil || len(sas) != 1 {
+			return fmt.Errorf("%d SAs, err %v", len(sas), err)
+		}
+		sa = sas[0]
+		return nil
+	})
+	return sa
+}
+
+func TestTunnel(t *testing.T) {
+	ctx := testContext(t)
+	p := startPair(t, ctx)
+	p.initiate(t, ctx)
+	waitEvent(t, p.cb, "the peer's n2p is up", func(e Event) bool {
+		return e.Kind == EventChildUp && e.Child == "beijing.edge1-n2p"
+	})
+
+	t.Run("SAs", func(t *testing.T) {
+		sa := oneSA(t, ctx, p.ca, "beijing.edge2")
+		if sa.State != StateEstablished || !sa.Initiator || !sa.RemoteNAT {
+			t.Errorf("state %s, initiator %v, remote NAT %v; want ESTABLISHED, by us, with the NAT that the peer's encap=yes pretends", sa.State, sa.Initiator, sa.RemoteNAT)
+		}
+		if want := netip.AddrPortFrom(netip.MustParseAddr(p.b.addr), DefaultPort); sa.Remote != want {
+			t.Errorf("remote %s, want %s", sa.Remote, want)
+		}
+		if sa.RemoteID != p.connA.RemoteID {
+			t.Errorf("remote ID %q, want %q", sa.RemoteID, p.connA.RemoteID)
+		}
+		var names []string
+		for _, child := range sa.Children {
+			names = append(names, child.Name)
+			if child.State != StateInstalled || !child.Encap || child.SPIIn == 0 || child.SPIOut == 0 {
+				t.Errorf("child %+v: want it installed, in UDP, with SPIs", child)
+			}
+		}
+		if want := []string{"beijing.edge2-p2p", "beijing.edge2-p2n", "beijing.edge2-n2p"}; !slices.Equal(names, want) {
+			t.Errorf("children %q, want %q", names, want)
+		}
+	})
+
+	t.Run("initiated again is the same", func(t *testing.T) {
+		before := oneSA(t, ctx, p.ca, "beijing.edge2")
+		p.load(t, ctx)
+		must(t, p.ca.Initiate(ctx, "beijing.edge2", "beijing.edge2-p2p"))
+		// A ping goes through charon after the initiate does.
+		must(t, p.a.ping(p.b.inside, 1))
+		after := oneSA(t, ctx, p.ca, "beijing.edge2")
+		if after.ID != before.ID || after.Children[0].ID != before.Children[0].ID {
+			t.Errorf("IKE_SA #%d, CHILD_SA #%d; want still #%d, #%d", after.ID, after.Children[0].ID, before.ID, before.Children[0].ID)
+		}
+	})
+
+	t.Run("counters", func(t *testing.T) {
+		before := oneSA(t, ctx, p.cb, "beijing.edge1").Children[0]
+		must(t, p.a.ping(p.b.inside, 5))
+		after := oneSA(t, ctx, p.cb, "beijing.edge1").Children[0]
+		// 84 bytes: the inner IPv4 packet of a default ping.
+		if got := after.BytesIn - before.BytesIn; got < 5*84 {
+			t.Errorf("bytes in grew by %d, want at least %d", got, 5*84)
+		}
+		if got := after.PacketsOut - before.PacketsOut; got < 5 {
+			t.Errorf("packets out grew by %d, want at least 5", got)
+		}
+		if after.LastIn == Never {
+			t.Error("LastIn is Never after a ping")
+		}
+	})
+
+	t.Run("Format is what swanctl prints", func(t *testing.T) {
+		sas, err := p.ca.SAs(ctx, "")
+		must(t, err)
+		var ours bytes.Buffer
+		must(t, Format(&ours, sas))
+		// swanctl complains on standard error about plugins that are not installed.
+		theirs, err := exec.Command("swanctl", "--list-sas", "--uri", "unix://"+p.a.socket()).Output()
+		must(t, err)
+		times := regexp.MustCompile(`\d+s\b`)
+		want := times.ReplaceAllString(string(theirs), "Ns")
+		if got := times.ReplaceAllString(ours.String(), "Ns"); squeeze(got) != squeeze(want) {
+			t.Errorf("Format:\n%s\nswanctl:\n%s", got, want)
+		}
+	})
+
+	t.Run("rekeying", func(t *testing.T) {
+		before := oneSA(t, ctx, p.ca, "beijing.edge2")
+		for _, what := range []entry{{"ike", "beijing.edge2"}, {"child", "beijing.edge2-p2p"}} {
+			m, err := section{what}.message()
+			must(t, err)
+			must(t, p.ca.simple(ctx, "rekey", m))
+		}
+		ike := waitEvent(t, p.ca, "ike-rekey", func(e Event) bool { return e.Kind == EventIKERekey })
+		if ike.Name != "beijing.edge2" || ike.ID == before.ID || ike.SA.State != StateEstablished {
+			t.Errorf("rekeyed %s #%d %s, want a new ESTABLISHED one for #%d", ike.Name, ike.ID, ike.SA.State, before.ID)
+		}
+		child := waitEvent(t, p.ca, "child-rekey", func(e Event) bool { return e.Kind == EventChildRekey })
+		if child.Child != "beijing.edge2-p2p" || child.ChildID == before.Children[0].ID {
+			t.Errorf("rekeyed %s #%d, want a new one for #%d", child.Child, child.ChildID, before.Children[0].ID)
+		}
+	})
+
+	t.Run("terminate", func(t *testing.T) {
+		must(t, p.ca.Terminate(ctx, "beijing.edge2"))
+		for _, c := range []*Client{p.ca, p.cb} {
+			waitEvent(t, c, "child down", func(e Event) bool { return e.Kind == EventChildDown && strings.HasSuffix(e.Child, "-p2p") })
+		}
+		eventually(t, "no SA left", func() error {
+			if err := p.ca.Terminate(ctx, "beijing.edge2"); !errors.Is(err, ErrNotFound) {
+				return fmt.Errorf("terminate again: %v, want ErrNotFound", err)
+			}
+			return nil
+		})
+	})
+}
+
+// squeeze removes the padding of ages, whose width changes with the age.
+func squeeze(s string) string { return regexp.MustCompile(` +`).ReplaceAllString(s, " ") }
+
+func TestConnections(t *testing.T) {
+	ctx := testContext(t)
+	p := startPair(t, ctx)
+	conns, err := p.ca.Connections(ctx)
+	must(t, err)
+	if len(conns) != 1 {
+		t.Fatalf("connections %+v, want one", conns)
+	}
+	got, want := conns[0], p.connA
+	if got.Name != want.Name || got.LocalID != want.LocalID || got.RemoteID != want.RemoteID ||
+		!slices.Equal(got.RemoteAddrs, want.RemoteAddrs) || len(got.Children) != 3 {
+		t.Errorf("connection %+v, want what was loaded: %+v", got, want)
+	}
+	for _, child := range got.Children {
+		if prefix, ok := child.RemoteTS[0].Prefix(); !ok || !prefix.IsValid() {
+			t.Errorf("child %s: remote selector %q is not a prefix", child.Name, child.RemoteTS)
+		}
+	}
+
+	err = p.ca.Initiate(ctx, want.Name, "nosuch")
+	if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "nosuch") {
+		t.Errorf("initiate of an unknown child: %v, want ErrRefused with charon's words", err)
+	}
+	broken := want
+	broken.IKEProposals = []string{"rot13"}
+	if err := p.ca.Load(ctx, broken); !errors.Is(err, ErrRefused) {
+		t.Errorf("load with a proposal of rot13: %v, want ErrRefused", err)
+	}
+	must(t, p.ca.Unload(ctx, want.Name))
+	if err := p.ca.Unload(ctx, want.Name); !errors.Is(err, ErrNotFound) {
+		t.Errorf("unload again: %v, want ErrNotFound", err)
+	}
+}
+
+// TestEndpointChanges is the life of a punched path: the peer's mapping moves,
+// and then the path dies.
+func TestEndpointChanges(t *testing.T) {
+	ctx := testContext(t)
+	p := startPair(t, ctx)
+	p.initiate(t, ctx)
+	old := oneSA(t, ctx, p.ca, "beijing.edge2")
+
+	run(t, "ip", "-n", p.b.netns, "addr", "add", "192.0.2.3/24", "dev", "eth0")
+	p.connA.RemoteAddrs = []string{"192.0.2.3"}
+	p.load(t, ctx)
+	if sa := oneSA(t, ctx, p.ca, "beijing.edge2"); sa.ID != old.ID || sa.Remote != old.Remote {
+		t.Fatalf("after loading: IKE_SA #%d to %s, want still #%d to %s", sa.ID, sa.Remote, old.ID, old.Remote)
+	}
+
+	// Initiating leads to the new endpoint. For ten seconds charon would keep
+	// the old IKE_SA beside it, because the initiator's address is the same.
+	p.initiate(t, ctx)
+	must(t, p.ca.TerminateSA(ctx, old.ID))
+	moved := oneSA(t, ctx, p.ca, "beijing.edge2")
+	if moved.Remote.Addr() != netip.MustParseAddr("192.0.2.3") || len(moved.Children) != 3 {
+		t.Fatalf("after initiating: IKE_SA to %s with %d children, want 192.0.2.3 and 3", moved.Remote, len(moved.Children))
+	}
+	oneSA(t, ctx, p.cb, "beijing.edge1")
+	must(t, p.a.ping(p.b.inside, 3))
+
+	// A peer that comes from another address replaces its IKE_SA at once.
+	run(t, "ip", "-n", p.a.netns, "addr", "add", "192.0.2.4/24", "dev", "eth0")
+	p.connA.LocalAddrs = []string{"192.0.2.4"}
+	p.connB.RemoteAddrs = []string{"192.0.2.4"}
+	p.load(t, ctx)
+	p.initiate(t, ctx)
+	oneSA(t, ctx, p.cb, "beijing.edge1")
+	replaced := oneSA(t, ctx, p.ca, "beijing.edge2")
+	if replaced.Local.Addr() != netip.MustParseAddr("192.0.2.4") {
+		t.Fatalf("replaced IKE_SA comes from %s, want 192.0.2.4", replaced.Local)
+	}
+
+	// On a dead path only Destroy gets rid of it: nobody answers a delete.
+	run(t, "ip", "-n", p.b.netns, "link", "set", "eth0", "down")
+	must(t, p.ca.Destroy(ctx, replaced.ID))
+	waitEvent(t, p.ca, "the destroyed IKE_SA is down", func(e Event) bool {
+		return e.Kind == EventIKEDown && e.ID == replaced.ID
+	})
+	if err := p.ca.Destroy(ctx, replaced.ID); !errors.Is(err, ErrNotFound) {
+		t.Errorf("destroy again: %v, want ErrNotFound", err)
+	}
+}
+
+// TestMappingMoves: a NAT before the initiator gives it another port, and the
+// responder's charon follows by itself, as RFC 7296 section 2.23 has it.
+func TestMappingMoves(t *testing.T) {
+	ctx := testContext(t)
+	p := startPair(t, ctx)
+	p.initiate(t, ctx)
+	run(t, "ip", "netns", "exec", p.a.netns, "nft",
+		"table ip nat { chain out { type nat hook postrouting priority srcnat; udp sport 4500 snat to 192.0.2.1:61234; }; }")
+	run(t, "ip", "netns", "exec", p.a.netns, "conntrack", "-F")
+
+	m, err := section{{"child", "beijing.edge2-p2p"}}.message()
+	must(t, err)
+	must(t, p.ca.simple(ctx, "rekey", m)) // any IKE message of the initiator's will do
+	e := waitEvent(t, p.cb, "ike-update", func(e Event) bool { return e.Kind == EventIKEUpdate })
+	want := netip.MustParseAddrPort("192.0.2.1:61234")
+	if e.Name != "beijing.edge1" || e.SA.Remote != want {
+		t.Errorf("%s moved to %s, want beijing.edge1 to %s", e.Name, e.SA.Remote, want)
+	}
+	if sa := oneSA(t, ctx, p.cb, "beijing.edge1"); sa.Remote != want {
+		t.Errorf("the SA is with %s, want %s", sa.Remote, want)
+	}
+	must(t, p.a.ping(p.b.inside, 2))
+}
+
+func TestCharonRestart(t *testing.T) {
+	needsRoot(t)
+	ctx := testContext(t)
+	n := newNode(t, "a", "", "")
+	c := startClient(t, Options{Socket: n.socket()})
+	first := waitEvent(t, c, "absence", func(Event) bool { return true })
+	if first.Kind != EventDown || !errors.Is(first.Err, ErrUnreachable) {
+		t.Fatalf("first event %s, %v; want down, ErrUnreachable", first.Kind, first.Err)
+	}
+	for range 2 {
+		n.start()
+		up := waitEvent(t, c, "up", func(e Event) bool { return e.Kind == EventUp })
+		if up.Version.Version == "" {
+			t.Error("EventUp without a version")
+		}
+		// The command session of the charon before is broken by now: the
+		// caller must not see that.
+		version, err := c.Version(ctx)
+		must(t, err)
+		if version != up.Version {
+			t.Errorf("version %+v, EventUp said %+v", version, up.Version)
+		}
+		n.stop()
+		waitEvent(t, c, "down", func(e Event) bool { return e.Kind == EventDown })
+		if _, err := c.Version(ctx); !errors.Is(err, ErrUnreachable) {
+			t.Errorf("command without charon: %v, want ErrUnreachable", err)
+		}
+	}
+}

@@ -1,0 +1,257 @@
+package wire
+
+import "net/netip"
+
+// NodeName is a node's name, cluster.node, as its certificate says it.
+type NodeName string
+
+// AttemptID names one coordinated punch of one pair.
+type AttemptID string
+
+// EndpointType is FabEdge's: an edge or the cluster's connector.
+type EndpointType string
+
+// The two endpoint types.
+const (
+	Edge      EndpointType = "Edge"
+	Connector EndpointType = "Connector"
+)
+
+// Endpoint describes a node as FabEdge does.
+type Endpoint struct {
+	// ID is the IKE identity, e.g. "C=CN, O=fabedge.io, CN=beijing.edge1".
+	ID          string         `json:"id"`
+	Name        NodeName       `json:"name"`
+	Subnets     []netip.Prefix `json:"subnets,omitempty"`
+	NodeSubnets []netip.Prefix `json:"nodeSubnets,omitempty"`
+	// PublicAddresses and Port are where others reach this node without a
+	// punch: IP addresses or host names, and a UDP port.
+	PublicAddresses []string     `json:"publicAddresses,omitempty"`
+	Port            uint16       `json:"port,omitempty"`
+	Type            EndpointType `json:"type"`
+}
+
+// CandidateKind is a candidate's type, in the words of RFC 8445 section 5.1.1.
+type CandidateKind string
+
+// Candidate kinds. Server-reflexive candidates are made by the rendezvous from
+// what it observed itself, never taken from an agent's message.
+const (
+	Host            CandidateKind = "host"
+	ServerReflexive CandidateKind = "srflx"
+)
+
+// Candidate is a transport address (UDP) a peer may be reached at.
+type Candidate struct {
+	Kind CandidateKind  `json:"kind"`
+	Addr netip.AddrPort `json:"addr"`
+}
+
+// Behaviour is a NAT's mapping or filtering behaviour, RFC 4787 sections 4.1
+// and 5. Empty means not known.
+type Behaviour string
+
+// Behaviours.
+const (
+	EndpointIndependent     Behaviour = "endpoint-independent"
+	AddressDependent        Behaviour = "address-dependent"
+	AddressAndPortDependent Behaviour = "address-and-port-dependent"
+)
+
+// NAT is what an agent found out about the NAT before it.
+type NAT struct {
+	// Present is false when the observed address is the node's own.
+	Present   bool      `json:"present"`
+	Mapping   Behaviour `json:"mapping,omitempty"`
+	Filtering Behaviour `json:"filtering,omitempty"`
+	// Blocked says in words why UDP does not pass, empty when it does.
+	Blocked string `json:"blocked,omitempty"`
+}
+
+// Credentials are one side's ICE credentials (RFC 8445 section 5.3).
+type Credentials struct {
+	Ufrag string `json:"ufrag"`
+	Pwd   string `json:"pwd"`
+}
+
+// Welcome is the first message of a session.
+type Welcome struct {
+	// Node is the name the certificate carries; the session acts for it.
+	Node NodeName `json:"node"`
+	// StoreID names the rendezvous' store: a list of peers from another store
+	// must not tear down what an earlier one asked for.
+	StoreID string `json:"storeID"`
+	// STUN are the ports of the STUN service on the rendezvous' own address,
+	// with the session's short-term credential (RFC 8489 section 9.1).
+	STUNPorts    []uint16 `json:"stunPorts"`
+	STUNUsername string   `json:"stunUsername"`
+	STUNPassword string   `json:"stunPassword"`
+}
+
+// Hello is the agent's answer to Welcome.
+type Hello struct {
+	AgentVersion string      `json:"agentVersion"`
+	Endpoint     Endpoint    `json:"endpoint"`
+	Candidates   []Candidate `json:"candidates"`
+	// Tunnels that already stand, e.g. after the rendezvous came back.
+	Tunnels      []Tunnel `json:"tunnels,omitempty"`
+	Capabilities []string `json:"capabilities,omitempty"`
+}
+
+// Tunnel is a standing tunnel as one of its ends sees it.
+type Tunnel struct {
+	Peer NodeName `json:"peer"`
+	Path Path     `json:"path"`
+	// Monitored is false for a tunnel whose path nobody watches, e.g. one that
+	// an agent found in charon when it came back.
+	Monitored bool `json:"monitored"`
+}
+
+// Network tells what gathering found; sent once it is finished and again when
+// it changed.
+type Network struct {
+	Candidates []Candidate `json:"candidates"`
+	NAT        NAT         `json:"nat"`
+}
+
+// PathKind says how two nodes reach each other.
+type PathKind string
+
+// Path kinds: the candidate kinds of the remote side, and Public for the
+// connector's configured address.
+const (
+	PathHost            PathKind = "host"
+	PathServerReflexive PathKind = "srflx"
+	PathPeerReflexive   PathKind = "prflx"
+	PathPublic          PathKind = "public"
+)
+
+// Path is a nominated candidate pair as one side sees it.
+type Path struct {
+	Kind   PathKind       `json:"kind,omitempty"`
+	Local  netip.AddrPort `json:"local,omitzero"`
+	Remote netip.AddrPort `json:"remote,omitzero"`
+}
+
+// Plan says how a pair is to be connected.
+type Plan string
+
+// Plans.
+const (
+	// PlanICE punches: candidates of both sides, checked by ICE.
+	PlanICE Plan = "ice"
+	// PlanPublic needs no punch: the edge initiates to the connector's
+	// public addresses and port, the connector answers.
+	PlanPublic Plan = "public"
+)
+
+// Peer is one node the receiver shall have a tunnel with.
+type Peer struct {
+	Endpoint    Endpoint `json:"endpoint"`
+	Plan        Plan     `json:"plan"`
+	Role        Role     `json:"role"`
+	Communities []string `json:"communities,omitempty"`
+}
+
+// Peers is the complete set of the receiver's peers: who is not in it, is none.
+type Peers struct {
+	Peers []Peer `json:"peers"`
+}
+
+// Role is the ICE role (RFC 8445 section 6.1.1); the controlling side also
+// initiates IKE.
+type Role string
+
+// Roles.
+const (
+	Controlling Role = "controlling"
+	Controlled  Role = "controlled"
+)
+
+// Punch orders one attempt. Both sides of the pair get one.
+type Punch struct {
+	Attempt AttemptID `json:"attempt"`
+	Peer    Peer      `json:"peer"`
+	// StartAfterMs is how long to wait after receipt, in milliseconds: it
+	// cancels the difference of the two sessions' measured delays, so that
+	// both sides start together without comparing clocks.
+	StartAfterMs int64       `json:"startAfterMs"`
+	Local        Credentials `json:"local"`
+	Remote       Credentials `json:"remote"`
+	Candidates   []Candidate `json:"candidates"`
+	RemoteNAT    NAT         `json:"remoteNAT"`
+}
+
+// Trickle brings candidates that became known after the order (RFC 8838).
+type Trickle struct {
+	Attempt    AttemptID   `json:"attempt"`
+	Candidates []Candidate `json:"candidates"`
+}
+
+// Cancel ends an attempt from outside. A tunnel that stands is not touched.
+type Cancel struct {
+	Attempt AttemptID `json:"attempt"`
+	Reason  string    `json:"reason"`
+}
+
+// Outcome is what an agent reports of an attempt or of a tunnel.
+type Outcome string
+
+// Outcomes, in the order a successful attempt passes them.
+const (
+	// OutcomeNominated: ICE has found a path, charon has not used it yet.
+	OutcomeNominated Outcome = "nominated"
+	// OutcomeDirect: a CHILD SA is installed and bytes came through it.
+	OutcomeDirect Outcome = "direct"
+	// OutcomeFailed: the attempt ended without a tunnel.
+	OutcomeFailed Outcome = "failed"
+	// OutcomeLost: a tunnel that was direct no longer is.
+	OutcomeLost Outcome = "lost"
+)
+
+// Report tells the rendezvous about one pair.
+type Report struct {
+	Peer NodeName `json:"peer"`
+	// Attempt is empty for a tunnel that needs none (PlanPublic).
+	Attempt AttemptID `json:"attempt,omitempty"`
+	Outcome Outcome   `json:"outcome"`
+	Path    Path      `json:"path,omitzero"`
+	// Reason is a sentence a person can act on; set for failed and lost.
+	Reason string `json:"reason,omitempty"`
+	// ElapsedMs is the time since the order was received, in milliseconds.
+	ElapsedMs int64 `json:"elapsedMs"`
+}
+
+// Bye is the last message before the rendezvous closes the session.
+type Bye struct {
+	Reason string `json:"reason"`
+	// Final tells the agent that coming back unchanged cannot help.
+	Final bool `json:"final,omitempty"`
+}
+
+// Type implements Message.
+func (*Hello) Type() string { return "hello" }
+
+// Type implements Message.
+func (*Network) Type() string { return "network" }
+
+// Type implements Message.
+func (*Report) Type() string { return "report" }
+
+// Type implements Message.
+func (*Welcome) Type() string { return "welcome" }
+
+// Type implements Message.
+func (*Peers) Type() string { return "peers" }
+
+// Type implements Message.
+func (*Punch) Type() string { return "punch" }
+
+// Type implements Message.
+func (*Trickle) Type() string { return "trickle" }
+
+// Type implements Message.
+func (*Cancel) Type() string { return "cancel" }
+
+// Type implements Message.
+func (*Bye) Type() string { return "bye" }

@@ -1,0 +1,252 @@
+package wire
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Bounds on what one message may carry. They keep a hostile peer from turning
+// a punch into a scan and a frame into a memory problem.
+const (
+	MaxCandidates = 16
+	MaxSubnets    = 64
+	MaxPeers      = 4096
+	MaxText       = 1024
+)
+
+// A DNS-1123 subdomain (FabEdge's names are cluster.node).
+var nodeName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{ErrInvalid}, args...)...)
+}
+
+// Validate reports whether n can be a node's name.
+func (n NodeName) Validate() error {
+	if len(n) == 0 || len(n) > 253 || !nodeName.MatchString(string(n)) {
+		return invalid("node name %.64q is not a lower-case DNS name such as beijing.edge1", string(n))
+	}
+	return nil
+}
+
+// Cluster is the part of the name before the first dot, FabEdge's cluster.
+func (n NodeName) Cluster() string {
+	cluster, _, _ := strings.Cut(string(n), ".")
+	return cluster
+}
+
+// Validate checks an endpoint's fields by themselves.
+func (e *Endpoint) Validate() error {
+	if err := e.Name.Validate(); err != nil {
+		return err
+	}
+	if e.ID == "" || len(e.ID) > MaxText {
+		return invalid("endpoint.id of %s is empty or longer than %d bytes", e.Name, MaxText)
+	}
+	if e.Type != Edge && e.Type != Connector {
+		return invalid("endpoint.type %.32q of %s: want Edge or Connector", e.Type, e.Name)
+	}
+	if err := validatePrefixes("subnets", e.Subnets); err != nil {
+		return err
+	}
+	if err := validatePrefixes("nodeSubnets", e.NodeSubnets); err != nil {
+		return err
+	}
+	if len(e.PublicAddresses) > MaxCandidates {
+		return invalid("endpoint.publicAddresses has %d entries, limit %d", len(e.PublicAddresses), MaxCandidates)
+	}
+	for _, a := range e.PublicAddresses {
+		if a == "" || len(a) > 253 || strings.ContainsAny(a, " \t\r\n,") {
+			return invalid("endpoint.publicAddresses: %.64q is neither an IP address nor a host name", a)
+		}
+	}
+	return nil
+}
+
+func validatePrefixes(field string, ps []netip.Prefix) error {
+	if len(ps) > MaxSubnets {
+		return invalid("endpoint.%s has %d entries, limit %d", field, len(ps), MaxSubnets)
+	}
+	for _, p := range ps {
+		if !p.IsValid() || p.Masked() != p {
+			return invalid("endpoint.%s: %s is no network prefix", field, p)
+		}
+		if p.Bits() == 0 {
+			return invalid("endpoint.%s: %s would claim every address", field, p)
+		}
+	}
+	return nil
+}
+
+// Validate refuses candidates nobody should be sent to.
+func (c Candidate) Validate() error {
+	if c.Kind != Host && c.Kind != ServerReflexive {
+		return invalid("candidate kind %.32q", c.Kind)
+	}
+	a := c.Addr.Addr()
+	if !a.IsValid() || c.Addr.Port() == 0 {
+		return invalid("candidate address %s", c.Addr)
+	}
+	if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() || a.Is4In6() ||
+		a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+		return invalid("candidate address %s is not a unicast address of a node", c.Addr)
+	}
+	return nil
+}
+
+func validateCandidates(cs []Candidate) error {
+	if len(cs) > MaxCandidates {
+		return invalid("%d candidates, limit %d", len(cs), MaxCandidates)
+	}
+	for _, c := range cs {
+		if err := c.Validate(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Validate checks the behaviours' values.
+func (n NAT) Validate() error {
+	known := []Behaviour{"", EndpointIndependent, AddressDependent, AddressAndPortDependent}
+	if !slices.Contains(known, n.Mapping) || !slices.Contains(known, n.Filtering) {
+		return invalid("NAT behaviour %.32q/%.32q", n.Mapping, n.Filtering)
+	}
+	return validateText("nat.blocked", n.Blocked)
+}
+
+func validateText(field, s string) error {
+	if len(s) > MaxText {
+		return invalid("%s has %d bytes, limit %d", field, len(s), MaxText)
+	}
+	return nil
+}
+
+func (a AttemptID) validate() error {
+	if a == "" || len(a) > 64 {
+		return invalid("attempt %.64q", string(a))
+	}
+	return nil
+}
+
+// Validate implements Message.
+func (h *Hello) Validate() error {
+	if err := h.Endpoint.Validate(); err != nil {
+		return err
+	}
+	if len(h.AgentVersion) > 128 || len(h.Capabilities) > 64 || len(h.Tunnels) > MaxPeers {
+		return invalid("agentVersion, capabilities or tunnels beyond their limits")
+	}
+	for _, t := range h.Tunnels {
+		if err := t.Peer.Validate(); err != nil {
+			return err
+		}
+	}
+	return validateCandidates(h.Candidates)
+}
+
+// Validate implements Message.
+func (n *Network) Validate() error {
+	if err := n.NAT.Validate(); err != nil {
+		return err
+	}
+	return validateCandidates(n.Candidates)
+}
+
+// Validate implements Message.
+func (r *Report) Validate() error {
+	if err := r.Peer.Validate(); err != nil {
+		return err
+	}
+	switch r.Outcome {
+	case OutcomeNominated, OutcomeDirect, OutcomeFailed, OutcomeLost:
+	default:
+		return invalid("outcome %.32q", r.Outcome)
+	}
+	if len(r.Attempt) > 64 {
+		return invalid("attempt %.64q", r.Attempt)
+	}
+	if r.ElapsedMs < 0 {
+		return invalid("elapsedMs %d is negative", r.ElapsedMs)
+	}
+	return validateText("reason", r.Reason)
+}
+
+// Validate implements Message.
+func (w *Welcome) Validate() error {
+	if err := w.Node.Validate(); err != nil {
+		return err
+	}
+	if len(w.STUNPorts) == 0 || len(w.STUNPorts) > 4 || slices.Contains(w.STUNPorts, 0) {
+		return invalid("stunPorts %v", w.STUNPorts)
+	}
+	return nil
+}
+
+// Validate implements Message.
+func (p *Peers) Validate() error {
+	if len(p.Peers) > MaxPeers {
+		return invalid("%d peers, limit %d", len(p.Peers), MaxPeers)
+	}
+	for i := range p.Peers {
+		if err := p.Peers[i].validate(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *Peer) validate() error {
+	if p.Plan != PlanICE && p.Plan != PlanPublic {
+		return invalid("plan %.32q", p.Plan)
+	}
+	if p.Role != Controlling && p.Role != Controlled {
+		return invalid("role %.32q", p.Role)
+	}
+	return p.Endpoint.Validate()
+}
+
+// Validate implements Message.
+func (p *Punch) Validate() error {
+	if err := p.Attempt.validate(); err != nil {
+		return err
+	}
+	if err := p.Peer.validate(); err != nil {
+		return err
+	}
+	if p.StartAfterMs < 0 || p.StartAfterMs > 60_000 {
+		return invalid("startAfterMs %d: want 0 to 60000", p.StartAfterMs)
+	}
+	for _, c := range []Credentials{p.Local, p.Remote} {
+		// RFC 8839 section 5.4: at least 4 and 22 characters, at most 256.
+		if len(c.Ufrag) < 4 || len(c.Ufrag) > 256 || len(c.Pwd) < 22 || len(c.Pwd) > 256 {
+			return invalid("ICE credentials of wrong length")
+		}
+	}
+	if err := p.RemoteNAT.Validate(); err != nil {
+		return err
+	}
+	return validateCandidates(p.Candidates)
+}
+
+// Validate implements Message.
+func (t *Trickle) Validate() error {
+	if err := t.Attempt.validate(); err != nil {
+		return err
+	}
+	return validateCandidates(t.Candidates)
+}
+
+// Validate implements Message.
+func (c *Cancel) Validate() error {
+	if err := c.Attempt.validate(); err != nil {
+		return err
+	}
+	return validateText("reason", c.Reason)
+}
+
+// Validate implements Message.
+func (b *Bye) Validate() error { return validateText("reason", b.Reason) }
