@@ -20,11 +20,9 @@ type session struct {
 }
 
 func dialSession(ctx context.Context, socket string, timeout time.Duration) (*session, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
 	s := &session{}
+	d := net.Dialer{Timeout: timeout}
 	dial := func(_ context.Context, network, addr string) (net.Conn, error) {
-		var d net.Dialer
 		conn, err := d.DialContext(ctx, network, addr)
 		if err == nil {
 			s.conns = append(s.conns, conn)
@@ -35,6 +33,9 @@ func dialSession(ctx context.Context, socket string, timeout time.Duration) (*se
 	s.vici, err = vici.NewSession(vici.WithAddr("unix", socket), vici.WithDialContext(dial))
 	if err != nil {
 		s.close()
+		if ctx.Err() != nil {
+			return nil, exchangeError(ctx, "dial", err)
+		}
 		return nil, dialError(socket, err)
 	}
 	return s, nil

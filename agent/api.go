@@ -1,0 +1,105 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+// Status is what `bodkin status` shows; its JSON is stable.
+type Status struct {
+	Node       wire.NodeName    `json:"node"`
+	Identity   string           `json:"identity"`
+	Version    string           `json:"version"`
+	Rendezvous ConnectionStatus `json:"rendezvous"`
+	Charon     ConnectionStatus `json:"charon"`
+	Local      []netip.AddrPort `json:"local"`
+	Mapped     netip.AddrPort   `json:"mapped,omitzero"`
+	NAT        wire.NAT         `json:"nat"`
+	Tunnels    []TunnelStatus   `json:"tunnels"`
+}
+
+// ConnectionStatus is whether something the agent depends on is there.
+type ConnectionStatus struct {
+	Address   string    `json:"address"`
+	Connected bool      `json:"connected"`
+	Since     time.Time `json:"since,omitzero"`
+	Error     string    `json:"error,omitempty"`
+}
+
+// TunnelStatus is one peer's tunnel.
+type TunnelStatus struct {
+	Peer      wire.NodeName `json:"peer"`
+	State     string        `json:"state"` // direct or down
+	Plan      wire.Plan     `json:"plan"`
+	Path      wire.Path     `json:"path,omitzero"`
+	Monitored bool          `json:"monitored"`
+	Reason    string        `json:"reason,omitempty"`
+	Since     time.Time     `json:"since"`
+	// TimeToDirectMs is that of the last success, in milliseconds.
+	TimeToDirectMs int64    `json:"timeToDirectMs,omitempty"`
+	Communities    []string `json:"communities,omitempty"`
+}
+
+// status is made on the daemon's goroutine.
+func (d *Daemon) status(time.Time) Status {
+	s := Status{
+		Node: d.id.endpoint.Name, Identity: d.id.endpoint.ID, Version: d.version,
+		Rendezvous: ConnectionStatus{Address: d.id.url, Connected: d.link != nil, Since: d.linkSince},
+		Charon:     ConnectionStatus{Address: d.cfg.VICISocket, Connected: d.charonUp},
+		Mapped:     d.net.mapped, NAT: d.net.nat, Tunnels: []TunnelStatus{},
+	}
+	if d.linkErr != nil {
+		s.Rendezvous.Error = d.linkErr.Error()
+	}
+	if d.charonErr != nil {
+		s.Charon.Error = d.charonErr.Error()
+	}
+	if d.port != nil {
+		s.Local = d.port.Local()
+	}
+	for _, t := range d.sorted() {
+		state := "down"
+		if t.standing {
+			state = "direct"
+		}
+		s.Tunnels = append(s.Tunnels, TunnelStatus{
+			Peer: t.name(), State: state, Plan: t.peer.Plan, Path: t.path, Monitored: t.monitored,
+			Reason: t.reason, Since: t.since, TimeToDirectMs: t.timeToDirect.Milliseconds(),
+			Communities: t.peer.Communities,
+		})
+	}
+	return s
+}
+
+const apiTimeout = 5 * time.Second
+
+// serveAPI answers on the unix socket until ctx is done. Who may connect is the
+// socket's file permission.
+func (d *Daemon) serveAPI(ctx context.Context) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
+		q := make(chan Status, 1)
+		select {
+		case d.queries <- q:
+			w.Header().Set("Content-Type", "application/json")
+			if err := json.NewEncoder(w).Encode(<-q); err != nil {
+				d.log.Debug("status not sent", "err", err)
+			}
+		case <-r.Context().Done():
+		case <-time.After(apiTimeout):
+			http.Error(w, "the agent is busy", http.StatusServiceUnavailable)
+		}
+	})
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: apiTimeout, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug)}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.Serve(d.api); err != nil && ctx.Err() == nil {
+		d.log.Error("status socket", "err", err)
+	}
+}

@@ -1,0 +1,227 @@
+package agent
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/bodkin-net/bodkin/agent/charon"
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+// ErrConfig marks an error of the configuration: starting again unchanged
+// cannot help.
+var ErrConfig = errors.New("configuration")
+
+// Config is the agent's configuration file. docs/configuration.md explains
+// each key.
+type Config struct {
+	// Rendezvous is the URL of the signalling service, https://host:7443.
+	Rendezvous string `yaml:"rendezvous"`
+	// Certificate, Key and CA are PEM files, the same that strongSwan uses.
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
+	CA          string `yaml:"ca"`
+	// LoadCredentials gives the three to charon too. Turn it off where they
+	// are in charon's own configuration.
+	LoadCredentials bool `yaml:"loadCredentials"`
+	// Endpoint describes this node, in FabEdge's fields.
+	Endpoint EndpointConfig `yaml:"endpoint"`
+	// VICISocket is charon's control socket.
+	VICISocket string `yaml:"viciSocket"`
+	// IKEPort is the UDP port charon listens on for NATed peers.
+	IKEPort uint16 `yaml:"ikePort"`
+	// Mark is the socket mark (SO_MARK) charon's own socket carries, 0 for
+	// none. Needed with kernel-libipsec.
+	Mark uint32 `yaml:"mark"`
+	// Socket is the unix socket of `bodkin status`.
+	Socket string `yaml:"socket"`
+	// StateDir keeps the list of connections that are ours.
+	StateDir string `yaml:"stateDir"`
+	// TeardownOnExit ends the tunnels when the agent stops.
+	TeardownOnExit bool `yaml:"teardownOnExit"`
+	// LogLevel is debug, info, warn or error.
+	LogLevel string `yaml:"logLevel"`
+}
+
+// EndpointConfig is FabEdge's endpoint. ID and Name default to what the
+// certificate says.
+type EndpointConfig struct {
+	ID              string   `yaml:"id"`
+	Name            string   `yaml:"name"`
+	Subnets         []string `yaml:"subnets"`
+	NodeSubnets     []string `yaml:"nodeSubnets"`
+	PublicAddresses []string `yaml:"publicAddresses"`
+	Type            string   `yaml:"type"`
+	Port            uint16   `yaml:"port"`
+}
+
+// DefaultConfig is what a key that is not given means.
+func DefaultConfig() Config {
+	return Config{
+		Certificate:     "/etc/bodkin/node.crt",
+		Key:             "/etc/bodkin/node.key",
+		CA:              "/etc/bodkin/ca.crt",
+		LoadCredentials: true,
+		Endpoint:        EndpointConfig{Type: string(wire.Edge)},
+		VICISocket:      charon.DefaultSocket,
+		IKEPort:         charon.DefaultPort,
+		Socket:          "/run/bodkin/agent.sock",
+		StateDir:        "/var/lib/bodkin",
+		LogLevel:        "info",
+	}
+}
+
+// LoadConfig reads a configuration file over the defaults.
+func LoadConfig(path string) (Config, error) {
+	cfg := DefaultConfig()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return cfg, fmt.Errorf("%w: %w", ErrConfig, err)
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(b))
+	dec.KnownFields(true)
+	if err := dec.Decode(&cfg); err != nil && !errors.Is(err, io.EOF) {
+		return cfg, fmt.Errorf("%w %s: %s", ErrConfig, path, strings.Join(strings.Fields(err.Error()), " "))
+	}
+	if _, err := newIdentity(cfg); err != nil {
+		return cfg, fmt.Errorf("%w %s: %w", ErrConfig, path, err)
+	}
+	return cfg, nil
+}
+
+// identity is what the configuration comes to: who this node is and where it
+// goes.
+type identity struct {
+	endpoint    wire.Endpoint
+	credentials charon.Credentials
+	tls         *tls.Config
+	url         string // wss://host:port/v1/agent
+}
+
+func newIdentity(cfg Config) (*identity, error) {
+	id := &identity{}
+	var err error
+	if id.url, err = rendezvousURL(cfg.Rendezvous); err != nil {
+		return nil, err
+	}
+	if cfg.IKEPort != charon.DefaultPort {
+		return nil, fmt.Errorf("ikePort: %d: charon has to be on UDP %d: a peer reached on another port would not expect the non-ESP marker (RFC 3948)",
+			cfg.IKEPort, charon.DefaultPort)
+	}
+	cert, err := id.load(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if id.endpoint, err = cfg.Endpoint.resolve(cert); err != nil {
+		return nil, err
+	}
+	return id, nil
+}
+
+func rendezvousURL(s string) (string, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "wss" {
+		return "", fmt.Errorf("rendezvous: %q is no URL: want https://host:7443", s)
+	}
+	if u.Port() == "" {
+		u.Host = net.JoinHostPort(u.Hostname(), "7443")
+	}
+	return "wss://" + u.Host + "/v1/agent", nil
+}
+
+// load reads the three PEM files and checks that they belong together.
+func (id *identity) load(cfg Config) (*x509.Certificate, error) {
+	var err error
+	read := func(key, path string) []byte {
+		b, e := os.ReadFile(path)
+		if e != nil && err == nil {
+			err = fmt.Errorf("%s: %w", key, e)
+		}
+		return b
+	}
+	certPEM, keyPEM, caPEM := read("certificate", cfg.Certificate), read("key", cfg.Key), read("ca", cfg.CA)
+	if err != nil {
+		return nil, err
+	}
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("certificate %s, key %s: %w", cfg.Certificate, cfg.Key, err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(caPEM) {
+		return nil, fmt.Errorf("ca: %s holds no PEM certificate", cfg.CA)
+	}
+	leaf := pair.Leaf
+	if now := time.Now(); now.After(leaf.NotAfter) {
+		return nil, fmt.Errorf("certificate: %s expired on %s: issue a new one", cfg.Certificate, leaf.NotAfter.Format(time.DateTime))
+	}
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+		return nil, fmt.Errorf("certificate: %s is not signed by %s: %w", cfg.Certificate, cfg.CA, err)
+	}
+	id.credentials = charon.Credentials{CertPEM: certPEM, KeyPEM: keyPEM, CAPEMs: [][]byte{caPEM}}
+	id.tls = &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool, MinVersion: tls.VersionTLS13}
+	return leaf, nil
+}
+
+// resolve turns the endpoint section into the wire's, and holds it against the
+// certificate: what the certificate does not say, the rendezvous refuses.
+func (e EndpointConfig) resolve(cert *x509.Certificate) (wire.Endpoint, error) {
+	name, err := wire.NameOf(cert)
+	if err != nil {
+		return wire.Endpoint{}, err
+	}
+	subject, err := wire.IdentityOf(cert)
+	if err != nil {
+		return wire.Endpoint{}, err
+	}
+	if e.Name != "" && e.Name != string(name) {
+		return wire.Endpoint{}, fmt.Errorf("endpoint.name: %s, but the certificate is %s's: use %s or that node's certificate", e.Name, name, name)
+	}
+	if e.ID != "" && !wire.SameIdentity(e.ID, subject) {
+		return wire.Endpoint{}, fmt.Errorf("endpoint.id: %q, but the certificate's subject is %q: use that, or leave it out", e.ID, subject)
+	}
+	out := wire.Endpoint{
+		ID: subject, Name: name, Type: wire.EndpointType(e.Type),
+		PublicAddresses: e.PublicAddresses, Port: e.Port,
+	}
+	if out.Subnets, err = prefixes("endpoint.subnets", e.Subnets); err != nil {
+		return wire.Endpoint{}, err
+	}
+	if out.NodeSubnets, err = prefixes("endpoint.nodeSubnets", e.NodeSubnets); err != nil {
+		return wire.Endpoint{}, err
+	}
+	if len(out.Subnets) == 0 {
+		return wire.Endpoint{}, errors.New("endpoint.subnets: empty: want the subnets behind this node, such as 10.233.66.0/24")
+	}
+	if out.Type == wire.Connector && len(out.PublicAddresses) == 0 {
+		return wire.Endpoint{}, errors.New("endpoint.publicAddresses: empty: a Connector needs an address edges can reach")
+	}
+	return out, out.Validate()
+}
+
+func prefixes(key string, texts []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, s := range texts {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %q is no CIDR: want something like 10.233.66.0/24", key, s)
+		}
+		if p.Masked() != p {
+			return nil, fmt.Errorf("%s: %s has bits set behind its mask: want %s", key, p, p.Masked())
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}

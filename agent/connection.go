@@ -1,0 +1,137 @@
+package agent
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/bodkin-net/bodkin/agent/charon"
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+// Dead peer detection by charon (RFC 7296 section 2.4).
+const (
+	// dpdPunched: ICE consent watches a punched path; DPD is left for the time
+	// when no agent runs, and each costs some 220 bytes of somebody's SIM card.
+	dpdPunched = 2 * time.Minute
+	// dpdPublic: nothing else watches the tunnel to the connector.
+	dpdPublic = 30 * time.Second
+)
+
+// connection is the tunnel from self to peer as charon shall know it. The
+// shape is FabEdge's: children -p2p, -p2n and -n2p between pods and nodes.
+// A path without a remote address is not known yet: charon can then answer,
+// but not initiate.
+func connection(self, peer wire.Endpoint, plan wire.Plan, role wire.Role, path wire.Path, encap bool) charon.Connection {
+	c := charon.Connection{
+		Name:    string(peer.Name),
+		LocalID: self.ID, RemoteID: peer.ID,
+		LocalPort: charon.DefaultPort, RemotePort: charon.DefaultPort,
+		RemoteAddrs: []string{"%any"},
+		Encap:       encap,
+		DPDDelay:    dpdPunched,
+		Children:    children(self, peer),
+	}
+	switch {
+	case plan == wire.PlanPublic:
+		c.DPDDelay = dpdPublic
+		if role == wire.Controlling {
+			c.RemoteAddrs = peer.PublicAddresses
+			if peer.Port != 0 {
+				c.RemotePort = peer.Port
+			}
+		}
+	case path.Remote.IsValid():
+		c.LocalAddrs = []string{path.Local.Addr().String()}
+		c.RemoteAddrs = []string{path.Remote.Addr().String()}
+		c.RemotePort = path.Remote.Port()
+	}
+	return c
+}
+
+// children leaves out what has no selectors, and the node selectors of two
+// nodes with the same private address in different networks: there such a
+// selector would catch the node's own traffic.
+func children(self, peer wire.Endpoint) []charon.Child {
+	name := string(peer.Name)
+	all := []charon.Child{{Name: name + "-p2p", LocalTS: self.Subnets, RemoteTS: peer.Subnets}}
+	if !overlap(self.NodeSubnets, peer.NodeSubnets) {
+		all = append(all,
+			charon.Child{Name: name + "-p2n", LocalTS: self.Subnets, RemoteTS: peer.NodeSubnets},
+			charon.Child{Name: name + "-n2p", LocalTS: self.NodeSubnets, RemoteTS: peer.Subnets})
+	}
+	return slices.DeleteFunc(all, func(c charon.Child) bool { return len(c.LocalTS) == 0 || len(c.RemoteTS) == 0 })
+}
+
+func overlap(a, b []netip.Prefix) bool {
+	return slices.ContainsFunc(a, func(p netip.Prefix) bool {
+		return slices.ContainsFunc(b, p.Overlaps)
+	})
+}
+
+// encapFor decides whether ESP goes inside UDP. Only two hosts on one network
+// do without: everywhere else a NAT or a firewall would drop protocol 50.
+func encapFor(path wire.Path, locals []netip.Prefix) bool {
+	if path.Kind != wire.PathHost {
+		return true
+	}
+	return !slices.ContainsFunc(locals, func(p netip.Prefix) bool {
+		return p.Addr() == path.Local.Addr() && p.Contains(path.Remote.Addr())
+	})
+}
+
+// localPrefixes are this node's addresses with their networks.
+func localPrefixes() []netip.Prefix {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	var out []netip.Prefix
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok {
+			if ip, ok := netip.AddrFromSlice(n.IP); ok {
+				ones, _ := n.Mask.Size()
+				out = append(out, netip.PrefixFrom(ip.Unmap(), ones))
+			}
+		}
+	}
+	return out
+}
+
+// probePort is the discard service's (RFC 863): nobody has to listen, since the
+// peer counts the bytes when it decrypts them.
+const probePort = 9
+
+// probeAddrs picks the ends of a probe that the tunnel's selectors match: from
+// an address of this node inside its own subnets (or its node subnets) to the
+// first address of the peer's.
+func probeAddrs(self, peer wire.Endpoint, locals []netip.Prefix) (from netip.Addr, to netip.AddrPort, ok bool) {
+	if len(peer.Subnets) == 0 {
+		return from, to, false
+	}
+	to = netip.AddrPortFrom(peer.Subnets[0].Addr().Next(), probePort)
+	for _, subnets := range [][]netip.Prefix{self.Subnets, self.NodeSubnets} {
+		for _, l := range locals {
+			if l.Addr().Is4() == to.Addr().Is4() && slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Contains(l.Addr()) }) {
+				return l.Addr(), to, true
+			}
+		}
+	}
+	return from, to, false
+}
+
+// probe sends a few bytes through the tunnel. Errors do not matter: what counts
+// is what arrives.
+func probe(self, peer wire.Endpoint) {
+	from, to, ok := probeAddrs(self, peer, localPrefixes())
+	if !ok {
+		return
+	}
+	conn, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), net.UDPAddrFromAddrPort(to))
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	_, _ = conn.Write([]byte("bodkin"))
+}

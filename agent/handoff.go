@@ -1,0 +1,201 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/bodkin-net/bodkin/agent/charon"
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+// Timing of watching charon after a handoff.
+const (
+	// confirmPoll is between looks at the byte counters once a CHILD SA is
+	// installed: charon has no event for traffic.
+	confirmPoll = 20 * time.Millisecond
+	// idlePoll is between looks while charon's events should come first.
+	idlePoll = time.Second
+	// reassurances are the probes after our own confirmation, for the peer
+	// whose CHILD SA was installed after our earlier ones had arrived.
+	reassurances     = 5
+	reassuranceEvery = 250 * time.Millisecond
+)
+
+// establish makes charon's tunnel run over path and returns when bytes have
+// come through it, or with the reason why none did.
+func (r *run) establish(ctx context.Context, path wire.Path) error {
+	seen, standing, err := r.survey(ctx, path)
+	if err != nil {
+		return err
+	}
+	if standing {
+		rctx, cancel := context.WithTimeout(ctx, reuseTimeout)
+		err := r.confirm(rctx, path, seen)
+		cancel()
+		if err == nil {
+			return nil
+		}
+	}
+	if err := r.load(ctx, path); err != nil {
+		return err
+	}
+	if r.peer.Role == wire.Controlling {
+		for _, c := range children(r.shared.id.endpoint, r.peer.Endpoint) {
+			if err := r.shared.vici.Initiate(ctx, r.name, c.Name); err != nil {
+				return failf("charon would not initiate %s: %v", c.Name, err)
+			}
+		}
+	}
+	return r.confirm(ctx, path, seen)
+}
+
+// survey notes the byte counters of every CHILD SA there is, and whether one of
+// them runs over path already.
+func (r *run) survey(ctx context.Context, path wire.Path) (seen map[charon.ChildID]uint64, standing bool, err error) {
+	sas, err := r.sas(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	seen = map[charon.ChildID]uint64{}
+	for _, sa := range sas {
+		for _, c := range sa.Children {
+			seen[c.ID] = c.BytesIn
+			standing = standing || usable(sa) && sameEnds(sa, path) && c.State == charon.StateInstalled
+		}
+	}
+	return seen, standing, nil
+}
+
+// sas lists the connection's SAs; a charon that is just restarting is waited for.
+func (r *run) sas(ctx context.Context) ([]charon.SA, error) {
+	for {
+		sas, err := r.shared.vici.SAs(ctx, r.name)
+		if err == nil {
+			return sas, nil
+		}
+		if !errors.Is(err, charon.ErrUnreachable) || r.wait(ctx, charonRetry) != nil {
+			return nil, failf("%v", err)
+		}
+	}
+}
+
+func (r *run) load(ctx context.Context, path wire.Path) error {
+	encap := r.encap || encapFor(path, localPrefixes())
+	c := connection(r.shared.id.endpoint, r.peer.Endpoint, r.peer.Plan, r.peer.Role, path, encap)
+	c.CertPEM = r.shared.id.credentials.CertPEM
+	for {
+		err := r.shared.vici.Load(ctx, c)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, charon.ErrUnreachable) || r.wait(ctx, charonRetry) != nil {
+			return failf("charon did not take the connection: %v", err)
+		}
+	}
+}
+
+func usable(sa charon.SA) bool {
+	return sa.State == charon.StateEstablished || sa.State == charon.StateRekeying
+}
+
+// sameEnds reports whether an SA runs over path. What path leaves open, such as
+// the connector's address, may be any.
+func sameEnds(sa charon.SA, path wire.Path) bool {
+	return (!path.Remote.IsValid() || sa.Remote == path.Remote) &&
+		(!path.Local.IsValid() || sa.Local.Addr() == path.Local.Addr())
+}
+
+// confirm waits until a CHILD SA on path has let in more bytes than seen says.
+func (r *run) confirm(ctx context.Context, path wire.Path, seen map[charon.ChildID]uint64) error {
+	last := progress{}
+	for {
+		sas, err := r.sas(ctx)
+		if err == nil {
+			last = measure(sas, path, seen)
+			if last.bytes {
+				return nil
+			}
+		}
+		poll := idlePoll
+		if last.installed {
+			probe(r.shared.id.endpoint, r.peer.Endpoint)
+			poll = confirmPoll
+		}
+		t := time.NewTimer(poll)
+		select {
+		case <-t.C:
+		case <-r.wake:
+			t.Stop()
+		case <-ctx.Done():
+			t.Stop()
+			return &failure{reason: last.reason(r.peer.Role), plainESP: last.plain}
+		}
+	}
+}
+
+// progress is how far a handoff has come.
+type progress struct {
+	ike, installed, bytes bool
+	// plain: the CHILD SA that lets nothing in is ESP without UDP.
+	plain bool
+}
+
+// measure reads a handoff's progress off charon's SAs.
+func measure(sas []charon.SA, path wire.Path, seen map[charon.ChildID]uint64) progress {
+	var p progress
+	for _, sa := range sas {
+		if !usable(sa) || !sameEnds(sa, path) {
+			continue
+		}
+		p.ike = true
+		for _, c := range sa.Children {
+			if c.State != charon.StateInstalled && c.State != charon.StateRekeying {
+				continue
+			}
+			p.installed = true
+			p.plain = !c.Encap
+			p.bytes = p.bytes || c.BytesIn > seen[c.ID]
+		}
+	}
+	return p
+}
+
+// reason says what is missing, for a person.
+func (p progress) reason(role wire.Role) string {
+	switch {
+	case p.installed && p.plain:
+		return "the tunnel is installed, but no bytes came through it: something on the network drops ESP (IP protocol 50)"
+	case p.installed:
+		return "the tunnel is installed, but no bytes came through it: a firewall on the way, or no address inside the peer's subnets to probe from"
+	case p.ike:
+		return "IKE is established, but no CHILD SA: traffic selectors or ESP proposals differ (see charon's log)"
+	case role == wire.Controlling:
+		return "the path is open, but IKE got no answer on it: is charon running at the peer, and do both trust one CA (see charon's log)?"
+	}
+	return "the path is open, but the peer's charon did not initiate on it (see its log)"
+}
+
+// reassure sends the probes a peer may still need after we are content.
+func (r *run) reassure(ctx context.Context) {
+	for range reassurances {
+		if r.wait(ctx, reassuranceEvery) != nil {
+			return
+		}
+		probe(r.shared.id.endpoint, r.peer.Endpoint)
+	}
+}
+
+// current is the path the tunnel has taken, as charon sees it.
+func (r *run) current(ctx context.Context, path wire.Path) (wire.Path, error) {
+	sas, err := r.sas(ctx)
+	if err != nil {
+		return path, err
+	}
+	for _, sa := range sas {
+		if usable(sa) {
+			path.Local, path.Remote = sa.Local, sa.Remote
+		}
+	}
+	return path, nil
+}

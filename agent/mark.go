@@ -1,0 +1,27 @@
+package agent
+
+import (
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// markedDialer dials with charon's socket mark. With kernel-libipsec every
+// address inside a peer's selectors is routed into its TUN device, and the
+// rendezvous' own address can be one; the mark leads around it.
+func markedDialer(mark uint32) *net.Dialer {
+	d := &net.Dialer{Timeout: dialTimeout}
+	if mark != 0 {
+		d.Control = func(_, _ string, c syscall.RawConn) error {
+			var err error
+			if e := c.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark))
+			}); e != nil {
+				return e
+			}
+			return err
+		}
+	}
+	return d
+}

@@ -1,0 +1,123 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/bodkin-net/bodkin/agent/charon"
+)
+
+// stateFile lists the connections in charon that are ours.
+const stateFile = "agent.json"
+
+// owned knows which of charon's connections are Bodkin's: those in its file.
+// A name is written to the file before it is loaded, so a crash cannot leave a
+// connection that nobody claims; everything else in charon belongs to somebody
+// else and is never touched.
+type owned struct {
+	path string
+
+	mu    sync.Mutex
+	state ownedState
+}
+
+type ownedState struct {
+	// StoreIDs maps a connection to the rendezvous' store that asked for it.
+	StoreIDs map[string]string `json:"connections"`
+}
+
+func openOwned(dir string) (*owned, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("stateDir: %w", err)
+	}
+	o := &owned{path: filepath.Join(dir, stateFile), state: ownedState{StoreIDs: map[string]string{}}}
+	b, err := os.ReadFile(o.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return o, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stateDir: %w", err)
+	}
+	if err := json.Unmarshal(b, &o.state); err != nil || o.state.StoreIDs == nil {
+		return nil, fmt.Errorf("stateDir: %s is damaged: remove it and end the tunnels it listed with `swanctl --terminate`", o.path)
+	}
+	return o, nil
+}
+
+// names are all connections that are ours.
+func (o *owned) names() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var names []string
+	for n := range o.state.StoreIDs {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (o *owned) storeID(name string) string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.state.StoreIDs[name]
+}
+
+// claim makes name ours, unless charon has it from somebody else.
+func (o *owned) claim(ctx context.Context, vici *charon.Client, name string) error {
+	o.mu.Lock()
+	_, ours := o.state.StoreIDs[name]
+	o.mu.Unlock()
+	if ours {
+		return nil
+	}
+	conns, err := vici.Connections(ctx)
+	if err != nil {
+		return failf("%v", err)
+	}
+	if slices.ContainsFunc(conns, func(c charon.ConnectionInfo) bool { return c.Name == name }) {
+		return failf("charon already has a connection %s that Bodkin did not load: remove or rename it", name)
+	}
+	return o.set(name, "")
+}
+
+// set records name with the store that asked for it.
+func (o *owned) set(name, storeID string) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if old, ok := o.state.StoreIDs[name]; ok && (old == storeID || storeID == "") {
+		return nil
+	}
+	o.state.StoreIDs[name] = storeID
+	return o.save()
+}
+
+// drop forgets name, after charon has.
+func (o *owned) drop(name string) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.state.StoreIDs, name)
+	return o.save()
+}
+
+// save replaces the file in one step.
+func (o *owned) save() error {
+	b, err := json.MarshalIndent(o.state, "", "  ")
+	if err != nil {
+		return err
+	}
+	tmp := o.path + ".new"
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return failf("stateDir: %v", err)
+	}
+	if err := os.Rename(tmp, o.path); err != nil {
+		return failf("stateDir: %v", err)
+	}
+	return nil
+}

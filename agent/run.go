@@ -1,0 +1,312 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/bodkin-net/bodkin/agent/charon"
+	"github.com/bodkin-net/bodkin/punch"
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+// Timing of one run.
+const (
+	// punchTimeout bounds the checks of one attempt. ICE on a path that can
+	// work needs two round trips; ten seconds cover loss and slow links.
+	punchTimeout = 10 * time.Second
+	// establishTimeout is from a path to bytes through the tunnel. charon
+	// repeats a lost IKE message after 4 s.
+	establishTimeout = 9 * time.Second
+	// reuseTimeout is how long a tunnel that stood before gets to prove that
+	// it still works on the path found.
+	reuseTimeout = time.Second
+	// charonRetry: charon restarts in a second or two.
+	charonRetry = 250 * time.Millisecond
+)
+
+// runEvent is what a run tells the daemon.
+type runEvent struct {
+	peer wire.NodeName
+	run  runID
+	// outcome decides which of the others are set.
+	outcome  wire.Outcome
+	path     wire.Path
+	reason   string
+	elapsed  time.Duration
+	plainESP bool
+}
+
+// run is the work on one tunnel, in the order it happens: punch, hand the path
+// to charon, see bytes come through, watch the path. It is one goroutine; its
+// context ends it.
+type run struct {
+	begin
+	name    string
+	started time.Time
+	log     *slog.Logger
+	shared  *shared
+	// trickle brings candidates that came after the order.
+	trickle chan []wire.Candidate
+	// wake says that charon reported something about this connection.
+	wake chan struct{}
+	// background is what the run started beside itself.
+	background sync.WaitGroup
+}
+
+// shared is what all runs use; its parts may be called from any goroutine.
+type shared struct {
+	id       *identity
+	vici     *charon.Client
+	owned    *owned
+	port     *punch.Port
+	localNAT func() wire.NAT
+	events   chan<- runEvent
+}
+
+// failure is why a run ended without a tunnel.
+type failure struct {
+	reason   string
+	plainESP bool
+}
+
+func (f *failure) Error() string { return f.reason }
+
+func failf(format string, args ...any) error { return &failure{reason: fmt.Sprintf(format, args...)} }
+
+// do runs to the end.
+func (r *run) do(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer r.background.Wait()
+	defer cancel()
+	var err error
+	direct := false
+	if r.order != nil {
+		direct, err = r.punched(ctx)
+	} else {
+		direct, err = r.public(ctx)
+	}
+	if ctx.Err() != nil || err == nil {
+		return // whoever stopped the run knows why
+	}
+	e := runEvent{outcome: wire.OutcomeFailed, reason: err.Error(), elapsed: time.Since(r.started)}
+	if direct {
+		e.outcome = wire.OutcomeLost
+	}
+	var f *failure
+	if errors.As(err, &f) {
+		e.plainESP = f.plainESP
+	}
+	r.emit(ctx, e)
+}
+
+func (r *run) emit(ctx context.Context, e runEvent) {
+	e.peer, e.run = r.peer.Endpoint.Name, r.run
+	select {
+	case r.shared.events <- e:
+	case <-ctx.Done():
+	}
+}
+
+// punched is a coordinated attempt. direct tells whether the tunnel stood
+// before the error.
+func (r *run) punched(ctx context.Context) (direct bool, err error) {
+	session, err := r.shared.port.NewSession(punch.SessionConfig{
+		Role: punchRole(r.peer.Role), Log: r.log,
+		Local:  punch.Credentials(r.order.Local),
+		Remote: punch.Credentials(r.order.Remote), Remotes: punchCandidates(r.order.Candidates),
+	})
+	if err != nil {
+		return false, failf("ICE: %v", err)
+	}
+	defer session.Close()
+	prepared := r.prepare(ctx)
+	if err := r.wait(ctx, time.Until(r.started.Add(time.Duration(r.order.StartAfterMs)*time.Millisecond))); err != nil {
+		return false, err
+	}
+	if err := session.Start(); err != nil {
+		return false, failf("ICE: %v", err)
+	}
+	path, err := r.firstPath(ctx, session)
+	if err != nil {
+		return false, err
+	}
+	if err := <-prepared; err != nil {
+		return false, err
+	}
+	for {
+		r.emit(ctx, runEvent{outcome: wire.OutcomeNominated, path: path})
+		better, err := r.establishUnless(ctx, path, session.Paths())
+		if better != nil {
+			path = *better
+			continue
+		}
+		if err != nil {
+			return direct, err
+		}
+		direct = true
+		r.emit(ctx, runEvent{outcome: wire.OutcomeDirect, path: path, elapsed: time.Since(r.started)})
+		r.background.Go(func() { r.reassure(ctx) })
+		if better, err = r.monitor(ctx, session, path); better == nil {
+			return true, err
+		}
+		path = *better
+	}
+}
+
+// prepare loads the responder's side before the path is known, so that the
+// initiator's first message meets a connection. The result comes when done.
+func (r *run) prepare(ctx context.Context) <-chan error {
+	done := make(chan error, 1)
+	r.background.Go(func() {
+		err := r.shared.owned.claim(ctx, r.shared.vici, r.name)
+		if err == nil && r.peer.Role == wire.Controlled {
+			err = r.load(ctx, wire.Path{})
+		}
+		done <- err
+	})
+	return done
+}
+
+func (r *run) firstPath(ctx context.Context, session *punch.Session) (wire.Path, error) {
+	timeout := time.NewTimer(punchTimeout)
+	defer timeout.Stop()
+	for {
+		select {
+		case p := <-session.Paths():
+			return wirePath(p), nil
+		case cs := <-r.trickle:
+			r.addRemotes(session, cs)
+		case <-timeout.C:
+			return wire.Path{}, failf("%s", punch.Explain(punchNAT(r.shared.localNAT()), punchNAT(r.order.RemoteNAT), session.Checked()))
+		case <-ctx.Done():
+			return wire.Path{}, ctx.Err()
+		}
+	}
+}
+
+func (r *run) addRemotes(session *punch.Session, cs []wire.Candidate) {
+	for _, c := range punchCandidates(cs) {
+		if err := session.AddRemote(c); err != nil {
+			r.log.Warn("candidate not used", "candidate", c.Addr, "err", err)
+		}
+	}
+}
+
+// establishUnless establishes the tunnel on path, unless ICE settles on another
+// one meanwhile: then that one is returned.
+func (r *run) establishUnless(ctx context.Context, path wire.Path, paths <-chan punch.Path) (*wire.Path, error) {
+	ctx, cancel := context.WithTimeout(ctx, establishTimeout)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- r.establish(ctx, path) }()
+	for {
+		select {
+		case p := <-paths:
+			if better := wirePath(p); better.Remote != path.Remote || better.Local != path.Local {
+				cancel()
+				<-done
+				return &better, nil
+			}
+		case err := <-done:
+			return nil, err
+		}
+	}
+}
+
+// monitor watches the path until it is lost or ICE moves to another.
+func (r *run) monitor(ctx context.Context, session *punch.Session, path wire.Path) (*wire.Path, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- session.Monitor(ctx, punch.DefaultConsent()) }()
+	for {
+		select {
+		case p := <-session.Paths():
+			if better := wirePath(p); better.Remote != path.Remote || better.Local != path.Local {
+				cancel()
+				<-done
+				return &better, nil
+			}
+		case <-r.trickle: // the path is chosen
+		case err := <-done:
+			return nil, failf("the path to %s went silent: %v", path.Remote, err)
+		}
+	}
+}
+
+// public keeps the tunnel to or on the connector, which needs no punch.
+func (r *run) public(ctx context.Context) (direct bool, err error) {
+	if err := r.shared.owned.claim(ctx, r.shared.vici, r.name); err != nil {
+		return false, err
+	}
+	path := wire.Path{Kind: wire.PathPublic}
+	if r.peer.Role == wire.Controlling {
+		ectx, cancel := context.WithTimeout(ctx, establishTimeout)
+		defer cancel()
+		err = r.establish(ectx, path)
+	} else {
+		err = r.establish(ctx, path) // the edge may come at any time
+	}
+	if err != nil {
+		return false, err
+	}
+	path, err = r.current(ctx, path)
+	if err != nil {
+		return false, err
+	}
+	r.emit(ctx, runEvent{outcome: wire.OutcomeDirect, path: path, elapsed: time.Since(r.started)})
+	r.background.Go(func() { r.reassure(ctx) })
+	<-ctx.Done() // charon's dead peer detection watches it
+	return true, ctx.Err()
+}
+
+func (r *run) wait(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func punchRole(role wire.Role) punch.Role {
+	if role == wire.Controlling {
+		return punch.Controlling
+	}
+	return punch.Controlled
+}
+
+func punchCandidates(cs []wire.Candidate) []punch.Candidate {
+	out := make([]punch.Candidate, 0, len(cs))
+	for _, c := range cs {
+		out = append(out, punch.Candidate{Kind: punch.Kind(c.Kind), Addr: c.Addr})
+	}
+	return out
+}
+
+func punchNAT(n wire.NAT) punch.NAT {
+	return punch.NAT{
+		Present: n.Present, Mapping: punch.Behaviour(n.Mapping),
+		Filtering: punch.Behaviour(n.Filtering), Blocked: n.Blocked,
+	}
+}
+
+func wireNAT(n punch.NAT) wire.NAT {
+	return wire.NAT{
+		Present: n.Present, Mapping: wire.Behaviour(n.Mapping),
+		Filtering: wire.Behaviour(n.Filtering), Blocked: n.Blocked,
+	}
+}
+
+func wirePath(p punch.Path) wire.Path {
+	return wire.Path{Kind: wire.PathKind(p.Kind), Local: p.Local, Remote: p.Remote}
+}

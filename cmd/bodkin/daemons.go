@@ -1,0 +1,65 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/bodkin-net/bodkin/agent"
+	"github.com/bodkin-net/bodkin/rendezvous"
+)
+
+func newRendezvous() *cobra.Command {
+	var config string
+	cmd := &cobra.Command{
+		Use:     "rendezvous",
+		Short:   "Run the rendezvous on the public node",
+		Example: "  bodkin rendezvous --config /etc/bodkin/rendezvous.yaml",
+		Args:    args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := rendezvous.LoadConfig(config)
+			if err != nil {
+				return err
+			}
+			log, err := newLogger(cfg.LogLevel)
+			if err != nil {
+				return err
+			}
+			s, err := rendezvous.New(cfg, log)
+			if err != nil {
+				return err
+			}
+			return s.Run(cmd.Context())
+		},
+	}
+	cmd.Flags().StringVar(&config, "config", "/etc/bodkin/rendezvous.yaml", "configuration file")
+	return cmd
+}
+
+func newAgent() *cobra.Command {
+	var config string
+	var teardown bool
+	cmd := &cobra.Command{
+		Use:     "agent",
+		Short:   "Run the agent on an edge or on the connector",
+		Example: "  bodkin agent --config /etc/bodkin/agent.yaml",
+		Args:    args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := agent.LoadConfig(config)
+			if err != nil {
+				return err
+			}
+			cfg.TeardownOnExit = cfg.TeardownOnExit || teardown
+			log, err := newLogger(cfg.LogLevel)
+			if err != nil {
+				return err
+			}
+			d, err := agent.New(cfg, buildVersion(), log)
+			if err != nil {
+				return err
+			}
+			return d.Run(cmd.Context())
+		},
+	}
+	cmd.Flags().StringVar(&config, "config", "/etc/bodkin/agent.yaml", "configuration file")
+	cmd.Flags().BoolVar(&teardown, "teardown-on-exit", false, "end the tunnels when the agent stops (they stay by default)")
+	return cmd
+}

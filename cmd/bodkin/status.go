@@ -1,0 +1,132 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/bodkin-net/bodkin/agent"
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+func newStatus() *cobra.Command {
+	var socket, output string
+	cmd := &cobra.Command{
+		Use:     "status",
+		Short:   "Show this node's tunnels, as its agent sees them",
+		Example: "  bodkin status\n  bodkin status -o json",
+		Args:    args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			var s agent.Status
+			if err := call(cmd.Context(), socket, "the agent", http.MethodGet, "/v1/status", nil, nil, &s); err != nil {
+				return err
+			}
+			if output == "json" {
+				return printJSON(cmd.OutOrStdout(), s)
+			}
+			return printStatus(cmd.OutOrStdout(), s, time.Now())
+		},
+	}
+	cmd.Flags().StringVar(&socket, "socket", agent.DefaultConfig().Socket, "the agent's unix socket")
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	return cmd
+}
+
+func checkOutput(o string) error {
+	if o != "table" && o != "json" {
+		return usageError{fmt.Errorf("--output %q: want table or json", o)}
+	}
+	return nil
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+func printStatus(w io.Writer, s agent.Status, now time.Time) error {
+	fmt.Fprintf(w, "node        %s (%s)\n", s.Node, s.Identity)
+	fmt.Fprintf(w, "rendezvous  %s\n", connection(s.Rendezvous, now))
+	fmt.Fprintf(w, "charon      %s\n", connection(s.Charon, now))
+	fmt.Fprintf(w, "observed    %s\n", observed(s))
+	fmt.Fprintln(w)
+	if len(s.Tunnels) == 0 {
+		fmt.Fprintln(w, "no peers: no community names this node")
+		return nil
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, "PEER\tSTATE\tPATH\tPEER ADDRESS\tTIME TO DIRECT\tSINCE\tREASON")
+	for _, t := range s.Tunnels {
+		took := "-"
+		if t.TimeToDirectMs > 0 {
+			took = fmt.Sprintf("%d ms", t.TimeToDirectMs)
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
+			t.Peer, t.State, dash(string(t.Path.Kind)), bracketed(t.Path.Remote), took, ago(t.Since, now), dash(t.Reason))
+	}
+	return tw.Flush()
+}
+
+func connection(c agent.ConnectionStatus, now time.Time) string {
+	s := c.Address
+	switch {
+	case c.Connected && !c.Since.IsZero():
+		s += ", connected " + ago(c.Since, now)
+	case c.Connected:
+		s += ", connected"
+	default:
+		s += ", not connected: " + c.Error
+	}
+	return s
+}
+
+func observed(s agent.Status) string {
+	switch {
+	case s.NAT.Blocked != "":
+		return "nowhere: " + s.NAT.Blocked
+	case !s.Mapped.IsValid():
+		return "not yet"
+	case !s.NAT.Present:
+		return bracketed(s.Mapped) + ", no NAT"
+	}
+	return fmt.Sprintf("%s, NAT: %s mapping, %s filtering", bracketed(s.Mapped), known(s.NAT.Mapping), known(s.NAT.Filtering))
+}
+
+func known(b wire.Behaviour) string {
+	if b == "" {
+		return "unknown"
+	}
+	return string(b)
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// bracketed writes an address as strongSwan does: 10.22.46.30[4500].
+func bracketed(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return "-"
+	}
+	return fmt.Sprintf("%s[%d]", a.Addr(), a.Port())
+}
+
+func ago(t, now time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return now.Sub(t).Round(time.Second).String() + " ago"
+}

@@ -1,0 +1,411 @@
+// Package e2e runs the whole of Bodkin on real parts: the built binary, real
+// charon daemons and real NATs, in the lab's network namespaces. Its tests and
+// the demo, matrix and benchmark programs share what is here.
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/bodkin-net/bodkin/e2e/lab"
+)
+
+// Ports of the rendezvous in the lab.
+const (
+	signalPort = 7443
+	stunPort1  = 3478
+	stunPort2  = 3479
+	ikePort    = 4500
+	statusPort = 7480
+)
+
+// poll is between looks at something that is about to happen.
+const poll = 20 * time.Millisecond
+
+// fwmark is what charon's own socket carries in the lab, where ESP is done in
+// user space: packets without it to a selector's addresses go into the tunnel.
+const fwmark = 0x42
+
+// Cluster is a FabEdge cluster in a lab: a connector with the rendezvous, and
+// edges.
+type Cluster struct {
+	*lab.Lab
+	Name      string
+	Connector *Node
+	// PublicAddr and PublicPort are where edges reach the connector's charon.
+	PublicAddr netip.Addr
+	PublicPort uint16
+
+	bin        string
+	rendezvous *lab.Process
+	config     string
+	admin      *http.Client
+	logLevel   string
+	next       int
+	nodes      map[string]*Node
+}
+
+// Node is a machine with charon and an agent.
+type Node struct {
+	*lab.Host
+	// Name is cluster.host, Pod an address inside Subnet.
+	Name   string
+	Subnet netip.Prefix
+	Pod    netip.Addr
+
+	cluster *Cluster
+	config  string
+	agent   *lab.Process
+}
+
+// ClusterOptions describe a cluster.
+type ClusterOptions struct {
+	Lab lab.Options
+	// Bin is the built binary.
+	Bin string
+	// PublicPort other than 4500 puts the connector behind a router that maps
+	// it to 4500, as in FabEdge's article.
+	PublicPort uint16
+	// Link is the connector's.
+	Link     lab.Link
+	LogLevel string
+	// CommunitiesDir is passed to the rendezvous.
+	CommunitiesDir string
+}
+
+// NewCluster starts a lab with a connector, and on it charon, the rendezvous
+// and an agent. Close must be called, on error too if the cluster is not nil.
+func NewCluster(ctx context.Context, o ClusterOptions) (*Cluster, error) {
+	l, err := lab.New(ctx, o.Lab)
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{Lab: l, Name: "beijing", bin: o.Bin, PublicPort: ikePort, logLevel: o.LogLevel, nodes: map[string]*Node{}}
+	if c.logLevel == "" {
+		c.logLevel = "debug"
+	}
+	host, err := c.connectorHost(o)
+	if err != nil {
+		return c, err
+	}
+	if err := c.startRendezvous(ctx, host, o.CommunitiesDir); err != nil {
+		return c, err
+	}
+	c.Connector, err = c.addNode(ctx, host, "connector", "Connector")
+	return c, err
+}
+
+// connectorHost is a host on the internet, or behind a port mapping.
+func (c *Cluster) connectorHost(o ClusterOptions) (*lab.Host, error) {
+	if o.PublicPort == 0 || o.PublicPort == ikePort {
+		h, err := c.Host("connector", lab.HostOptions{})
+		if err != nil {
+			return nil, err
+		}
+		c.PublicAddr = h.Addr()
+		return h, h.SetLink(o.Link)
+	}
+	r, err := c.Router("gateway", lab.RouterOptions{NAT: lab.PortRestricted})
+	if err != nil {
+		return nil, err
+	}
+	if err := r.SetLink(o.Link); err != nil {
+		return nil, err
+	}
+	h, err := c.Host("connector", lab.HostOptions{Router: r})
+	if err != nil {
+		return nil, err
+	}
+	c.PublicAddr, c.PublicPort = r.WAN(), o.PublicPort
+	for _, m := range []struct {
+		protocol        string
+		outside, inside uint16
+	}{
+		{"udp", o.PublicPort, ikePort}, {"tcp", signalPort, signalPort},
+		{"udp", stunPort1, stunPort1}, {"udp", stunPort2, stunPort2},
+	} {
+		if err := r.ForwardPort(m.protocol, m.outside, h, m.inside); err != nil {
+			return nil, err
+		}
+	}
+	return h, nil
+}
+
+func (c *Cluster) startRendezvous(ctx context.Context, h *lab.Host, communitiesDir string) error {
+	cert, key, err := c.PKI().Issue("rendezvous."+c.Name, lab.CertOptions{Addrs: []netip.Addr{c.PublicAddr}})
+	if err != nil {
+		return err
+	}
+	socket := filepath.Join(h.Dir(), "rdv.sock")
+	c.config = filepath.Join(h.Dir(), "rendezvous.yaml")
+	conf := fmt.Sprintf("certificate: %s\nkey: %s\nca: %s\nstore: %s\nadminSocket: %s\nlogLevel: %s\ncommunitiesDir: %q\nstatus: 127.0.0.1:%d\n",
+		cert, key, c.PKI().CAPath(), filepath.Join(h.Dir(), "rendezvous.db"), socket, c.logLevel, communitiesDir, statusPort)
+	if err := os.WriteFile(c.config, []byte(conf), 0o600); err != nil {
+		return err
+	}
+	c.admin = &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		},
+	}}
+	return c.RestartRendezvous(ctx, h)
+}
+
+// RestartRendezvous kills a running rendezvous (SIGKILL) and starts it again on
+// the same store. h is nil for where it ran before.
+func (c *Cluster) RestartRendezvous(ctx context.Context, h *lab.Host) error {
+	if h == nil {
+		h = c.Connector.Host
+	}
+	if c.rendezvous != nil {
+		c.rendezvous.Kill()
+	}
+	var err error
+	if c.rendezvous, err = h.Start(ctx, "rendezvous", nil, c.bin, "rendezvous", "--config", c.config); err != nil {
+		return err
+	}
+	return c.until(ctx, "the rendezvous answers", func() (bool, error) {
+		var health any
+		return c.get(ctx, "/healthz", &health) == nil, ended(c.rendezvous)
+	})
+}
+
+// ended is an error with the log's tail when the process is not running.
+func ended(p *lab.Process) error {
+	select {
+	case <-p.Done():
+		return fmt.Errorf("process ended:\n%s", p.Log())
+	default:
+		return nil
+	}
+}
+
+// AddEdge adds an edge on a router's LAN, or with r nil on the internet itself,
+// with charon and agent running.
+func (c *Cluster) AddEdge(ctx context.Context, name string, r *lab.Router) (*Node, error) {
+	h, err := c.Host(name, lab.HostOptions{Router: r})
+	if err != nil {
+		return nil, err
+	}
+	return c.addNode(ctx, h, name, "Edge")
+}
+
+func (c *Cluster) addNode(ctx context.Context, h *lab.Host, name, typ string) (*Node, error) {
+	n := &Node{Host: h, Name: c.Name + "." + name, cluster: c}
+	n.Subnet = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 233, byte(64 + c.next), 0}), 24)
+	n.Pod = n.Subnet.Addr().Next()
+	c.next++
+	if err := h.AddAddress(netip.PrefixFrom(n.Pod, 24)); err != nil {
+		return nil, err
+	}
+	if _, err := h.StartCharon(lab.CharonOptions{}); err != nil {
+		return nil, err
+	}
+	cert, key, err := c.PKI().Issue(n.Name, lab.CertOptions{})
+	if err != nil {
+		return nil, err
+	}
+	conf := fmt.Sprintf("rendezvous: https://%s:%d\ncertificate: %s\nkey: %s\nca: %s\nviciSocket: %s\nmark: %d\nsocket: %s\nstateDir: %s\nlogLevel: %s\n"+
+		"endpoint:\n  type: %s\n  subnets: [%s]\n  nodeSubnets: [%s/32]\n",
+		c.PublicAddr, signalPort, cert, key, c.PKI().CAPath(), h.VICISocket(), fwmark, n.Socket(), filepath.Join(h.Dir(), "state"), c.logLevel,
+		typ, n.Subnet, h.Addr())
+	if typ == "Connector" {
+		conf += fmt.Sprintf("  publicAddresses: [%s]\n  port: %d\n", c.PublicAddr, c.PublicPort)
+	}
+	n.config = filepath.Join(h.Dir(), "agent.yaml")
+	if err := os.WriteFile(n.config, []byte(conf), 0o600); err != nil {
+		return nil, err
+	}
+	c.nodes[n.Name] = n
+	return n, n.StartAgent(ctx)
+}
+
+// Socket is the agent's unix socket.
+func (n *Node) Socket() string { return filepath.Join(n.Dir(), "agent.sock") }
+
+// StartAgent starts the node's agent.
+func (n *Node) StartAgent(ctx context.Context) (err error) {
+	n.agent, err = n.Start(ctx, "agent", nil, n.cluster.bin, "agent", "--config", n.config)
+	return err
+}
+
+// Agent is the agent's process.
+func (n *Node) Agent() *lab.Process { return n.agent }
+
+// Rendezvous is the rendezvous' process.
+func (c *Cluster) Rendezvous() *lab.Process { return c.rendezvous }
+
+// Pair is a pair as the rendezvous' API tells it.
+type Pair struct {
+	ID           string          `json:"id"`
+	Nodes        [2]string       `json:"nodes"`
+	State        string          `json:"state"`
+	Reason       string          `json:"reason"`
+	Paths        map[string]Path `json:"paths"`
+	Attempts     int             `json:"attempts"`
+	TimeToDirect time.Duration   `json:"timeToDirect"`
+}
+
+// Path is how one node of a pair reaches the other.
+type Path struct {
+	Kind   string         `json:"kind"`
+	Remote netip.AddrPort `json:"remote"`
+}
+
+// Observed is a node as the rendezvous' API tells it.
+type Observed struct {
+	Name     string         `json:"name"`
+	Online   bool           `json:"online"`
+	Observed netip.AddrPort `json:"observed"`
+	NAT      struct {
+		Present   bool   `json:"present"`
+		Mapping   string `json:"mapping"`
+		Filtering string `json:"filtering"`
+		Blocked   string `json:"blocked"`
+	} `json:"nat"`
+}
+
+func (c *Cluster) get(ctx context.Context, path string, out any) error {
+	return c.do(ctx, http.MethodGet, path, nil, out)
+}
+
+func (c *Cluster) do(ctx context.Context, method, path string, body []byte, out any) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://bodkin"+path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	resp, err := c.admin.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode/100 != 2 {
+		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, b)
+	}
+	if out == nil || !json.Valid(b) {
+		return nil
+	}
+	return json.Unmarshal(b, out)
+}
+
+// Nodes lists the nodes the rendezvous knows.
+func (c *Cluster) Nodes(ctx context.Context) ([]Observed, error) {
+	var list struct {
+		Nodes []Observed `json:"nodes"`
+	}
+	return list.Nodes, c.get(ctx, "/api/v1/nodes", &list)
+}
+
+// Pairs lists the pairs the rendezvous knows.
+func (c *Cluster) Pairs(ctx context.Context) ([]Pair, error) {
+	var list struct {
+		Pairs []Pair `json:"pairs"`
+	}
+	return list.Pairs, c.get(ctx, "/api/v1/pairs", &list)
+}
+
+// Pair is the pair of two nodes, or nil.
+func (c *Cluster) Pair(ctx context.Context, a, b *Node) (*Pair, error) {
+	pairs, err := c.Pairs(ctx)
+	for _, p := range pairs {
+		if p.Nodes == [2]string{a.Name, b.Name} || p.Nodes == [2]string{b.Name, a.Name} {
+			return &p, err
+		}
+	}
+	return nil, err
+}
+
+// Apply puts one community in force.
+func (c *Cluster) Apply(ctx context.Context, name string, members ...*Node) error {
+	y := "apiVersion: fabedge.io/v1alpha1\nkind: Community\nmetadata:\n  name: " + name + "\nspec:\n  members:\n"
+	for _, m := range members {
+		y += "    - " + m.Name + "\n"
+	}
+	return c.do(ctx, http.MethodPut, "/api/v1/communities?file="+url.QueryEscape(name+".yaml"), []byte(y), nil)
+}
+
+// Delete removes a community.
+func (c *Cluster) Delete(ctx context.Context, name string) error {
+	return c.do(ctx, http.MethodDelete, "/api/v1/communities/"+name, nil, nil)
+}
+
+// until polls cond until it is true, fails, or ctx ends.
+func (c *Cluster) until(ctx context.Context, what string, cond func() (bool, error)) error {
+	ticker := time.NewTicker(poll)
+	defer ticker.Stop()
+	for {
+		ok, err := cond()
+		if err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		if ok {
+			return nil
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w", what, ctx.Err())
+		}
+	}
+}
+
+// WaitOnline waits until all nodes are online and observed.
+func (c *Cluster) WaitOnline(ctx context.Context, nodes ...*Node) error {
+	return c.until(ctx, "all nodes online", func() (bool, error) {
+		known, err := c.Nodes(ctx)
+		if err != nil {
+			return false, err
+		}
+		online := map[string]bool{}
+		for _, o := range known {
+			online[o.Name] = o.Online && o.Observed.IsValid()
+		}
+		for _, n := range nodes {
+			if err := ended(n.agent); err != nil {
+				return false, fmt.Errorf("agent of %s: %w", n.Name, err)
+			}
+			if !online[n.Name] {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+}
+
+// WaitPair waits until the pair satisfies cond and returns it.
+func (c *Cluster) WaitPair(ctx context.Context, a, b *Node, cond func(*Pair) bool) (*Pair, error) {
+	var last *Pair
+	err := c.until(ctx, a.Name+" and "+b.Name, func() (bool, error) {
+		p, err := c.Pair(ctx, a, b)
+		if err == nil {
+			last = p
+		}
+		return err == nil && p != nil && cond(p), nil
+	})
+	if err != nil {
+		err = fmt.Errorf("%w; last seen %+v", err, last)
+	}
+	return last, err
+}
+
+// IsDirect is a condition for WaitPair.
+func IsDirect(p *Pair) bool { return p.State == "direct" }
+
+// PingPod pings b's pod address from a's, through whatever tunnel there is.
+func (n *Node) PingPod(ctx context.Context, to *Node, count int, interval time.Duration) (lab.PingResult, error) {
+	return n.Ping(ctx, to.Pod, count, interval, n.Pod)
+}

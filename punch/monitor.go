@@ -1,0 +1,107 @@
+package punch
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/pion/ice/v4"
+	"github.com/pion/stun/v4"
+)
+
+// consentPriority is the PRIORITY that RFC 8445 section 7.1.1 demands in every
+// check; on a path that is already chosen nobody reads it.
+const consentPriority = 1
+
+// Monitor watches the current path until it is lost (ErrConsentLost), ctx ends
+// (its error) or the session is closed (ErrClosed). It follows the path when it
+// changes; without one it returns ErrNoPath. At most one Monitor of a session
+// may run at a time.
+func (s *Session) Monitor(ctx context.Context, c Consent) error {
+	if _, ok := s.current(); !ok {
+		return ErrNoPath
+	}
+	answers := make(chan struct{}, 1)
+	var pending []transactionID
+	defer func() { s.port.forget(pending...) }()
+
+	state := newConsent(c, s.role, time.Now())
+	timer := time.NewTimer(time.Until(state.due))
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.done:
+			return fmt.Errorf("session %w", ErrClosed)
+		case <-s.checkNow:
+			state.hurry(time.Now())
+		case <-answers:
+			state.proven(time.Now())
+			s.port.forget(pending...)
+			pending = nil
+		case <-timer.C:
+		}
+		path, _ := s.current()
+		state.heard(s.heardAt())
+		now := time.Now()
+		switch state.step(now) {
+		case consentLost:
+			return fmt.Errorf("%w: %d checks to %s unanswered in %s", ErrConsentLost, state.tries, path.Remote, now.Sub(state.first).Round(time.Millisecond))
+		case consentSend:
+			id, err := s.sendConsent(path, answers)
+			if err != nil {
+				// The next tries tell whether this passes.
+				s.log.Debug("consent check not sent", "err", err)
+				break
+			}
+			pending = append(pending, id)
+		}
+		timer.Reset(time.Until(state.due))
+	}
+}
+
+func (s *Session) current() (Path, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.path, s.path.Remote.IsValid()
+}
+
+func (s *Session) heardAt() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lastHeard
+}
+
+// sendConsent sends one check on path; an authentic answer that comes back the
+// same way is told to answers. Each check is a transaction of its own, RFC 7675
+// section 5.1.
+func (s *Session) sendConsent(path Path, answers chan<- struct{}) (transactionID, error) {
+	// The tie-breaker only matters in a role conflict, and roles are assigned.
+	var role stun.Setter = ice.AttrControlled(rand.Uint64())
+	if s.role == Controlling {
+		role = ice.AttrControlling(rand.Uint64())
+	}
+	msg, err := stun.Build(stun.TransactionID, stun.BindingRequest,
+		stun.NewUsername(s.remote.Ufrag+":"+s.local.Ufrag), role, ice.PriorityAttr(consentPriority),
+		stun.NewShortTermIntegrity(s.remote.Pwd), stun.Fingerprint)
+	if err != nil {
+		return transactionID{}, err
+	}
+	s.port.expect(msg.TransactionID, func(pk packet) {
+		if pk.local != path.Local || pk.from != path.Remote || pk.msg.Type.Class != stun.ClassSuccessResponse ||
+			stun.NewShortTermIntegrity(s.remote.Pwd).Check(pk.msg) != nil {
+			return
+		}
+		select {
+		case answers <- struct{}{}:
+		default:
+		}
+	})
+	if err := s.port.send(path.Local, path.Remote, msg.Raw); err != nil {
+		s.port.forget(msg.TransactionID)
+		return transactionID{}, err
+	}
+	return msg.TransactionID, nil
+}

@@ -1,0 +1,279 @@
+package punch
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pion/stun/v4"
+)
+
+const (
+	// receiveMTU holds any UDP payload of an Ethernet path; STUN is far smaller.
+	receiveMTU = 1500
+	// readRetryWait keeps a reader from spinning while its interface is down.
+	readRetryWait = 200 * time.Millisecond
+)
+
+// Errors of a Port.
+var (
+	ErrClosed    = errors.New("closed")
+	ErrNoBase    = errors.New("no socket with this local address")
+	ErrUfragUsed = errors.New("ufrag is in use")
+)
+
+// Port is the shared UDP port: one socket per local address (the bases of RFC
+// 8445). It owns the sockets; one goroutine reads each of them and hands
+//
+//   - STUN responses to whoever sent the request, by transaction ID,
+//   - STUN requests to the session whose ufrag begins the USERNAME.
+//
+// Both are keyed by what the packet says and never by its source: peers in
+// different networks often have the same private address. Everything else is
+// dropped. Writes go straight to the socket. All methods may be called
+// concurrently; handlers run on the reader's goroutine and must not block.
+type Port struct {
+	log     *slog.Logger
+	bases   []base
+	done    chan struct{}
+	closing sync.Once
+	reader  sync.WaitGroup
+
+	packetsIn, packetsOut, bytesIn, bytesOut atomic.Uint64
+
+	mu           sync.Mutex
+	transactions map[transactionID]func(packet)
+	sessions     map[string]func(packet)
+}
+
+type base struct {
+	local netip.AddrPort
+	conn  net.PacketConn
+}
+
+type transactionID = [stun.TransactionIDSize]byte
+
+// packet is one decoded STUN message as it came in. Its message owns its bytes.
+type packet struct {
+	local, from netip.AddrPort
+	msg         *stun.Message
+}
+
+// Traffic counts UDP payload bytes; add 28 (IPv4) or 48 (IPv6) for each packet
+// to get bytes on the wire.
+type Traffic struct {
+	PacketsIn, PacketsOut, BytesIn, BytesOut uint64
+}
+
+// NewPort takes over conns, each bound to one specific local UDP address, and
+// starts reading. On error conns stay the caller's.
+func NewPort(conns []net.PacketConn, log *slog.Logger) (*Port, error) {
+	p := &Port{
+		log:          log,
+		done:         make(chan struct{}),
+		transactions: map[transactionID]func(packet){},
+		sessions:     map[string]func(packet){},
+	}
+	for _, c := range conns {
+		udp, ok := c.LocalAddr().(*net.UDPAddr)
+		if !ok {
+			return nil, fmt.Errorf("local address %s is no UDP address", c.LocalAddr())
+		}
+		local := unmap(udp.AddrPort())
+		if !local.IsValid() || local.Addr().IsUnspecified() {
+			return nil, fmt.Errorf("local address %s: bind each socket to one specific address", local)
+		}
+		if _, err := p.base(local); err == nil {
+			return nil, fmt.Errorf("local address %s is given twice", local)
+		}
+		p.bases = append(p.bases, base{local, c})
+	}
+	for _, b := range p.bases {
+		p.reader.Go(func() { p.read(b) })
+	}
+	return p, nil
+}
+
+// Close closes the sockets and waits for the readers. Sessions should be closed
+// first; those that are not can no longer send or receive.
+func (p *Port) Close() error {
+	var errs []error
+	p.closing.Do(func() {
+		close(p.done)
+		for _, b := range p.bases {
+			errs = append(errs, b.conn.Close())
+		}
+	})
+	p.reader.Wait()
+	return errors.Join(errs...)
+}
+
+// Local lists the bases in the order NewPort was given them.
+func (p *Port) Local() []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, b := range p.bases {
+		out = append(out, b.local)
+	}
+	return out
+}
+
+// Traffic returns what passed the sockets so far.
+func (p *Port) Traffic() Traffic {
+	return Traffic{
+		PacketsIn: p.packetsIn.Load(), PacketsOut: p.packetsOut.Load(),
+		BytesIn: p.bytesIn.Load(), BytesOut: p.bytesOut.Load(),
+	}
+}
+
+func (p *Port) base(local netip.AddrPort) (base, error) {
+	for _, b := range p.bases {
+		if b.local == local {
+			return b, nil
+		}
+	}
+	return base{}, fmt.Errorf("%w: %s", ErrNoBase, local)
+}
+
+func (p *Port) send(local, to netip.AddrPort, payload []byte) error {
+	b, err := p.base(local)
+	if err != nil {
+		return err
+	}
+	if err := writeTo(b.conn, payload, to); err != nil {
+		return fmt.Errorf("send from %s to %s: %w", local, to, err)
+	}
+	p.packetsOut.Add(1)
+	p.bytesOut.Add(uint64(len(payload)))
+	return nil
+}
+
+// expect hands every response to transaction id to handle until forget.
+func (p *Port) expect(id transactionID, handle func(packet)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.transactions[id] = handle
+}
+
+func (p *Port) forget(ids ...transactionID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, id := range ids {
+		delete(p.transactions, id)
+	}
+}
+
+// attach hands every request for ufrag to handle until detach.
+func (p *Port) attach(ufrag string, handle func(packet)) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.sessions[ufrag]; ok {
+		return fmt.Errorf("%w: %q", ErrUfragUsed, ufrag)
+	}
+	p.sessions[ufrag] = handle
+	return nil
+}
+
+func (p *Port) detach(ufrag string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.sessions, ufrag)
+}
+
+func (p *Port) read(b base) {
+	buf := make([]byte, receiveMTU)
+	for failing := false; ; {
+		n, from, err := readFrom(b.conn, buf)
+		select {
+		case <-p.done:
+			return
+		default:
+		}
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				p.log.Error("socket closed by somebody else", "local", b.local)
+				return
+			}
+			if !failing {
+				p.log.Warn("cannot read", "local", b.local, "err", err)
+			}
+			failing = true
+			select {
+			case <-p.done:
+				return
+			case <-time.After(readRetryWait):
+			}
+			continue
+		}
+		failing = false
+		p.packetsIn.Add(1)
+		p.bytesIn.Add(uint64(n))
+		p.dispatch(b.local, unmap(from), buf[:n])
+	}
+}
+
+func (p *Port) dispatch(local, from netip.AddrPort, payload []byte) {
+	if !stun.IsMessage(payload) {
+		return
+	}
+	msg := &stun.Message{Raw: append([]byte(nil), payload...)}
+	if err := msg.Decode(); err != nil {
+		p.log.Debug("not STUN", "from", from, "err", err)
+		return
+	}
+	if handle := p.handler(msg); handle != nil {
+		handle(packet{local: local, from: from, msg: msg})
+	}
+}
+
+func (p *Port) handler(msg *stun.Message) func(packet) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch msg.Type.Class {
+	case stun.ClassSuccessResponse, stun.ClassErrorResponse:
+		return p.transactions[msg.TransactionID]
+	case stun.ClassRequest:
+		// RFC 8445 section 7.2.2: USERNAME is "receiver's ufrag:sender's ufrag".
+		username, _ := msg.Get(stun.AttrUsername)
+		ufrag, _, _ := strings.Cut(string(username), ":")
+		return p.sessions[ufrag]
+	default:
+		return nil
+	}
+}
+
+// addrPortConn is what a socket offers that needs no net.Addr.
+type addrPortConn interface {
+	ReadFromAddrPort([]byte) (int, netip.AddrPort, error)
+	WriteToAddrPort([]byte, netip.AddrPort) (int, error)
+}
+
+func readFrom(c net.PacketConn, buf []byte) (int, netip.AddrPort, error) {
+	if ap, ok := c.(addrPortConn); ok {
+		return ap.ReadFromAddrPort(buf)
+	}
+	n, addr, err := c.ReadFrom(buf)
+	if err != nil {
+		return 0, netip.AddrPort{}, err
+	}
+	udp, ok := addr.(*net.UDPAddr)
+	if !ok {
+		return 0, netip.AddrPort{}, fmt.Errorf("source %s is no UDP address", addr)
+	}
+	return n, udp.AddrPort(), nil
+}
+
+func writeTo(c net.PacketConn, payload []byte, to netip.AddrPort) error {
+	var err error
+	if ap, ok := c.(addrPortConn); ok {
+		_, err = ap.WriteToAddrPort(payload, to)
+	} else {
+		_, err = c.WriteTo(payload, net.UDPAddrFromAddrPort(to))
+	}
+	return err
+}

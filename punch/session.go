@@ -1,0 +1,359 @@
+package punch
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/pion/ice/v4"
+	"github.com/pion/stun/v4"
+)
+
+const (
+	// acceptanceWait is how long a path through a NAT waits for a better one:
+	// two hosts of one LAN that also see each other through a hairpin must
+	// choose the LAN. A LAN answers within it; a longer wait would be added to
+	// every punch.
+	acceptanceWait = 40 * time.Millisecond
+	// checkTimeout is how long an answer to a check is accepted; pion's own.
+	checkTimeout = 4 * time.Second
+	// maxChecks is above any attempt's length over checkTick: the caller ends
+	// an attempt, not pion's count.
+	maxChecks = 60_000
+)
+
+// Errors of a Session.
+var (
+	ErrNoPath      = errors.New("no path yet")
+	ErrConsentLost = errors.New("consent lost")
+)
+
+// SessionConfig describes one ICE session.
+type SessionConfig struct {
+	Role          Role
+	Local, Remote Credentials
+	// Remotes are the peer's candidates known so far; AddRemote brings more.
+	Remotes []Candidate
+	Log     *slog.Logger
+}
+
+// Path is a working candidate pair.
+type Path struct {
+	// Kind is the remote candidate's.
+	Kind          Kind
+	Local, Remote netip.AddrPort
+	// RTT is that of the last answered check on this pair.
+	RTT time.Duration
+}
+
+// Session is one ICE session with one peer on a Port: checks, the path that
+// came of them, and consent on it. pion's agent decides what is checked and
+// nominated; the session owns the packets, the counts and the current path.
+// Methods may be called concurrently. Close ends it.
+type Session struct {
+	port          *Port
+	role          Role
+	local, remote Credentials
+	log           *slog.Logger
+	agent         *ice.Agent
+	conns         map[netip.AddrPort]*checkConn // read-only after NewSession
+	done          chan struct{}
+	closing       sync.Once
+	checkNow      chan struct{}
+	paths         chan Path
+
+	mu        sync.Mutex
+	closed    bool
+	kinds     map[netip.AddrPort]Kind // the signalled candidates
+	checks    checkList
+	pending   []pendingCheck
+	path      Path
+	lastHeard time.Time // last valid check from the peer on any pair
+}
+
+type pendingCheck struct {
+	id   transactionID
+	pair pair
+	at   time.Time
+}
+
+// NewSession prepares a session; nothing is sent before Start. Checks that
+// arrive earlier are kept and answered then. Remotes that may not be checked
+// are logged and left out.
+func (p *Port) NewSession(cfg SessionConfig) (*Session, error) {
+	if cfg.Role != Controlling && cfg.Role != Controlled {
+		return nil, fmt.Errorf("ICE role %q: want %s or %s", cfg.Role, Controlling, Controlled)
+	}
+	if err := errors.Join(cfg.Local.validate("local"), cfg.Remote.validate("remote")); err != nil {
+		return nil, err
+	}
+	s := &Session{
+		port: p, role: cfg.Role, local: cfg.Local, remote: cfg.Remote, log: cfg.Log,
+		conns:    map[netip.AddrPort]*checkConn{},
+		done:     make(chan struct{}),
+		checkNow: make(chan struct{}, 1),
+		paths:    make(chan Path, 1),
+		kinds:    map[netip.AddrPort]Kind{},
+		checks:   checkList{},
+	}
+	if err := s.newAgent(); err != nil {
+		return nil, fmt.Errorf("ICE agent: %w", err)
+	}
+	for _, c := range cfg.Remotes {
+		if err := s.AddRemote(c); err != nil {
+			s.log.Warn("remote candidate left out", "err", err)
+		}
+	}
+	if err := p.attach(s.local.Ufrag, s.request); err != nil {
+		return nil, errors.Join(err, s.agent.GracefulClose())
+	}
+	return s, nil
+}
+
+// newAgent makes pion's agent. Its only local candidates are the port's bases:
+// checks leave from the base in any case (RFC 8445 section 6.1.2.4), and the
+// peer learns the mapped address from elsewhere. It never pings after
+// nomination nor fails by itself: consent is Monitor's, the attempt's end the
+// caller's.
+func (s *Session) newAgent() error {
+	var err error
+	s.agent, err = ice.NewAgentWithOptions(
+		ice.WithLocalCredentials(s.local.Ufrag, s.local.Pwd),
+		ice.WithCandidateTypes([]ice.CandidateType{ice.CandidateTypeHost}),
+		ice.WithNetworkTypes([]ice.NetworkType{ice.NetworkTypeUDP4, ice.NetworkTypeUDP6}),
+		ice.WithMulticastDNSMode(ice.MulticastDNSModeDisabled),
+		ice.WithDisableActiveTCP(),
+		ice.WithKeepaliveInterval(0),
+		ice.WithDisconnectedTimeout(0),
+		ice.WithFailedTimeout(0),
+		ice.WithCheckInterval(checkTick),
+		ice.WithMaxBindingRequests(maxChecks),
+		ice.WithHostAcceptanceMinWait(0),
+		ice.WithSrflxAcceptanceMinWait(acceptanceWait),
+		ice.WithPrflxAcceptanceMinWait(acceptanceWait),
+		ice.WithBindingRequestHandler(s.checked),
+		ice.WithLoggerFactory(pionLogs{s.log}),
+	)
+	if err != nil {
+		return err
+	}
+	if err := s.agent.OnSelectedCandidatePairChange(s.selected); err != nil {
+		return errors.Join(err, s.agent.GracefulClose())
+	}
+	for _, local := range s.port.Local() {
+		cand, err := newHost(local)
+		if err != nil {
+			return errors.Join(err, s.agent.GracefulClose())
+		}
+		s.conns[local] = newCheckConn(s, local)
+		if err := s.agent.AddVirtualCandidate(cand, s.conns[local]); err != nil {
+			return errors.Join(err, s.agent.GracefulClose())
+		}
+	}
+	return nil
+}
+
+// Start begins the checks. Both sides should start at the same moment.
+func (s *Session) Start() error {
+	start := s.agent.StartAccept
+	if s.role == Controlling {
+		start = s.agent.StartDial
+	}
+	if _, err := start(s.remote.Ufrag, s.remote.Pwd); err != nil {
+		return fmt.Errorf("start ICE: %w", err)
+	}
+	return nil
+}
+
+// AddRemote adds a candidate of the peer, before or after Start (RFC 8838). It
+// is refused with ErrRefused when it must not be checked; one that is known
+// already is not an error.
+func (s *Session) AddRemote(c Candidate) error {
+	c.Addr = unmap(c.Addr)
+	if err := refuse(c, s.port.Local()); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	_, known := s.kinds[c.Addr]
+	full := len(s.kinds) >= MaxRemotes
+	if !known && !full {
+		s.kinds[c.Addr] = c.Kind
+	}
+	s.mu.Unlock()
+	if known {
+		return nil
+	}
+	if full {
+		return fmt.Errorf("%w: %s: already %d candidates", ErrRefused, c.Addr, MaxRemotes)
+	}
+	newRemote := newHost
+	if c.Kind == ServerReflexive {
+		newRemote = newServerReflexive
+	}
+	cand, err := newRemote(c.Addr)
+	if err == nil {
+		err = s.agent.AddRemoteCandidate(cand)
+	}
+	if err != nil {
+		return fmt.Errorf("remote candidate %s: %w", c.Addr, err)
+	}
+	return nil
+}
+
+// Paths delivers the first path and every later change; only the latest is
+// kept. The controlling side hears of a path when it nominates it: its check
+// was answered, so packets pass both ways, and it need not wait for the
+// nomination's own round trip. The controlled side hears of it when the
+// nomination arrives. Closed by Close.
+func (s *Session) Paths() <-chan Path { return s.paths }
+
+// Checked tells what was tried so far. The numbers remain after Close.
+func (s *Session) Checked() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.checks.stats(s.kind)
+}
+
+// CheckNow makes Monitor check at once: there is evidence of trouble.
+func (s *Session) CheckNow() {
+	select {
+	case s.checkNow <- struct{}{}:
+	default:
+	}
+}
+
+// Close ends the session: checks are no longer sent nor answered, Monitor
+// returns ErrClosed. It waits for what the session started.
+func (s *Session) Close() error {
+	var err error
+	s.closing.Do(func() {
+		close(s.done)
+		s.port.detach(s.local.Ufrag)
+		err = s.agent.GracefulClose()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.expire(time.Time{})
+		s.closed = true
+		close(s.paths)
+	})
+	return err
+}
+
+// request takes a check from the peer off the port; pion verifies it.
+func (s *Session) request(pk packet) {
+	conn := s.conns[pk.local]
+	s.mu.Lock()
+	// Only a pair that is being checked: an unverified packet must not make states.
+	if c, ok := s.checks[pair{pk.local, pk.from}]; ok {
+		c.alive(time.Now())
+	}
+	s.mu.Unlock()
+	conn.deliver(pk.from, pk.msg.Raw)
+}
+
+// checked is pion's handler for every check it verified. It never switches pairs.
+func (s *Session) checked(_ *stun.Message, local, remote ice.Candidate, _ *ice.CandidatePair) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.checks.at(pair{addrOf(local), addrOf(remote)}).heard++
+	s.lastHeard = time.Now()
+	return false
+}
+
+// sending decides whether pion's check leaves, and notes what to expect.
+func (s *Session) sending(p pair, msg *stun.Message) bool {
+	nomination := msg.Contains(stun.AttrUseCandidate)
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || !s.checks.at(p).mayCheck(now, nomination) {
+		return false
+	}
+	s.expire(now)
+	s.pending = append(s.pending, pendingCheck{msg.TransactionID, p, now})
+	s.port.expect(msg.TransactionID, func(pk packet) { s.response(pk, p, now) })
+	if nomination {
+		s.setPath(p)
+	}
+	return true
+}
+
+// response takes the answer to one of pion's checks, sent on p at sentAt.
+func (s *Session) response(pk packet, p pair, sentAt time.Time) {
+	// Checked on a copy: verification scribbles on the message.
+	own := stun.Message{Raw: append([]byte(nil), pk.msg.Raw...)}
+	authentic := own.Decode() == nil && stun.NewShortTermIntegrity(s.remote.Pwd).Check(&own) == nil
+	if authentic && pk.msg.Type.Class == stun.ClassSuccessResponse && (pair{pk.local, pk.from}) == p {
+		now := time.Now()
+		s.mu.Lock()
+		c := s.checks.at(p)
+		c.answered++
+		c.rtt = now.Sub(sentAt)
+		s.mu.Unlock()
+	}
+	s.conns[pk.local].deliver(pk.from, pk.msg.Raw)
+}
+
+// selected is pion's report of the pair both sides agreed on.
+func (s *Session) selected(local, remote ice.Candidate) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.setPath(pair{addrOf(local), addrOf(remote)})
+}
+
+// setPath makes p the current path and tells Paths, keeping only the latest.
+func (s *Session) setPath(p pair) {
+	if s.closed || s.path.Local == p.local && s.path.Remote == p.remote {
+		return
+	}
+	s.path = Path{Kind: s.kind(p.remote), Local: p.local, Remote: p.remote, RTT: s.checks.at(p).rtt}
+	select {
+	case <-s.paths:
+	default:
+	}
+	s.paths <- s.path
+}
+
+func (s *Session) kind(remote netip.AddrPort) Kind {
+	if k, ok := s.kinds[remote]; ok {
+		return k
+	}
+	return PeerReflexive
+}
+
+// expire forgets the checks that can no longer be answered; all when now is zero.
+func (s *Session) expire(now time.Time) {
+	n := 0
+	for n < len(s.pending) && (now.IsZero() || now.Sub(s.pending[n].at) > checkTimeout) {
+		s.port.forget(s.pending[n].id)
+		n++
+	}
+	s.pending = s.pending[n:]
+}
+
+func newHost(a netip.AddrPort) (ice.Candidate, error) {
+	return ice.NewCandidateHost(&ice.CandidateHostConfig{
+		Network: "udp", Address: a.Addr().String(), Port: int(a.Port()), Component: ice.ComponentRTP,
+	})
+}
+
+func newServerReflexive(a netip.AddrPort) (ice.Candidate, error) {
+	return ice.NewCandidateServerReflexive(&ice.CandidateServerReflexiveConfig{
+		Network: "udp", Address: a.Addr().String(), Port: int(a.Port()), Component: ice.ComponentRTP,
+	})
+}
+
+// addrOf is the transport address of a pion candidate; pion parsed it before,
+// so it is always valid.
+func addrOf(c ice.Candidate) netip.AddrPort {
+	ip, err := netip.ParseAddr(c.Address())
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(ip.Unmap(), uint16(c.Port()))
+}
+
+var _ ice.AddrPortReaderWriter = (*checkConn)(nil)

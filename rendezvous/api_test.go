@@ -1,0 +1,434 @@
+package rendezvous
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+	"github.com/bodkin-net/bodkin/store"
+)
+
+// fakeSource holds what a test wants the server to say, and what it was told.
+type fakeSource struct {
+	snap     Snapshot
+	history  map[string][]store.Observation
+	sources  map[string]string
+	notReady error
+	failing  error // of every call that can fail
+
+	applied map[string]string // file → content
+	deleted []string
+}
+
+func (f *fakeSource) snapshot(context.Context) (Snapshot, error) { return f.snap, f.failing }
+func (f *fakeSource) ready() error                               { return f.notReady }
+
+func (f *fakeSource) observations(node string) ([]store.Observation, error) {
+	return f.history[node], f.failing
+}
+
+func (f *fakeSource) communitySources(context.Context) (map[string]string, error) {
+	return f.sources, f.failing
+}
+
+func (f *fakeSource) applyCommunities(_ context.Context, file string, r io.Reader) ([]string, error) {
+	content, err := io.ReadAll(r)
+	if err != nil {
+		return nil, err
+	}
+	if f.failing != nil {
+		return nil, f.failing
+	}
+	if f.applied == nil {
+		f.applied = map[string]string{}
+	}
+	f.applied[file] = string(content)
+	return []string{"all-edges"}, nil
+}
+
+func (f *fakeSource) deleteCommunity(_ context.Context, name string) error {
+	f.deleted = append(f.deleted, name)
+	return f.failing
+}
+
+// sampleNow is in another zone than UTC on purpose: what is shown is UTC.
+var sampleNow = time.Date(2024, 5, 17, 14, 30, 0, 0, time.FixedZone("CEST", 2*60*60))
+
+// sampleSource is a connector, three edges that joined and one that never did.
+func sampleSource() *fakeSource {
+	before := func(d time.Duration) time.Time { return sampleNow.Add(-d) }
+	addr := netip.MustParseAddrPort
+	node := func(name string, typ wire.EndpointType, online bool, since time.Duration) NodeView {
+		return NodeView{
+			Name: wire.NodeName(name), Online: online, Since: before(since), LastSeen: before(since),
+			Endpoint:     wire.Endpoint{Name: wire.NodeName(name), Type: typ, ID: "C=CN, O=fabedge.io, CN=" + name},
+			AgentVersion: "0.1.0", Fingerprint: "5f1c",
+		}
+	}
+	connector := node("beijing.connector", wire.Connector, true, 75*time.Hour)
+	connector.NAT = wire.NAT{Mapping: wire.EndpointIndependent, Filtering: wire.AddressAndPortDependent}
+	connector.Observed = addr("198.51.100.1:4500")
+	edge1 := node("beijing.edge1", wire.Edge, true, 3*time.Hour)
+	edge1.NAT = wire.NAT{Present: true, Mapping: wire.EndpointIndependent, Filtering: wire.AddressAndPortDependent}
+	edge1.Observed, edge1.ObservedAt, edge1.ObservedBy = addr("203.0.113.20:4500"), before(14*time.Second), "stun:3478"
+	edge2 := node("beijing.edge2", wire.Edge, true, 95*time.Second)
+	edge2.NAT = wire.NAT{Present: true, Mapping: wire.AddressAndPortDependent, Filtering: wire.AddressAndPortDependent}
+	edge2.Observed = addr("203.0.113.77:61804")
+	edge3 := node("shanghai.edge3", wire.Edge, false, 26*time.Hour)
+	edge3.Observed = addr("[2001:db8:5::17]:4500")
+
+	pair := func(a, b string, state State, since time.Duration) PairView {
+		return PairView{
+			ID: NewPairID(a, b), Nodes: [2]wire.NodeName{wire.NodeName(a), wire.NodeName(b)},
+			Communities: []string{"all-edges"}, State: state, Since: before(since),
+		}
+	}
+	relay := pair("beijing.connector", "beijing.edge1", Direct, 3*time.Hour)
+	relay.Paths = map[wire.NodeName]wire.Path{
+		"beijing.connector": {Kind: wire.PathPublic, Remote: addr("203.0.113.20:4500")},
+		"beijing.edge1":     {Kind: wire.PathPublic, Remote: addr("198.51.100.1:45000")},
+	}
+	relay.TimeToDirect = 87 * time.Millisecond
+	punched := pair("beijing.edge1", "beijing.edge2", Direct, 94*time.Second)
+	punched.Paths = map[wire.NodeName]wire.Path{
+		"beijing.edge1": {Kind: wire.PathPeerReflexive, Remote: addr("203.0.113.77:1721")},
+		"beijing.edge2": {Kind: wire.PathServerReflexive, Remote: addr("203.0.113.20:4500")},
+	}
+	punched.Attempts, punched.TimeToDirect, punched.LastDirect = 2, 412*time.Millisecond, sampleNow
+	offline := pair("beijing.edge1", "shanghai.edge3", Down, 26*time.Hour)
+	offline.Reason, offline.Attempts = "shanghai.edge3 is offline", 31
+	retry := pair("beijing.edge2", "shanghai.edge4", Down, 10*time.Second)
+	retry.Reason = "both NATs are symmetric (address-and-port-dependent mapping): the port to aim at changes per destination"
+	retry.Attempts, retry.RetryAt = 7, sampleNow.Add(48*time.Second)
+
+	return &fakeSource{
+		snap: Snapshot{
+			At:          sampleNow,
+			Nodes:       []NodeView{connector, edge1, edge2, edge3},
+			Communities: []Community{{Name: "all-edges", Members: []string{"beijing.edge1", "beijing.edge2", "shanghai.edge3", "shanghai.edge4"}}},
+			Pairs:       []PairView{relay, punched, offline, retry},
+		},
+		history: map[string][]store.Observation{"beijing.edge1": {
+			{Addr: addr("203.0.113.20:4500"), At: before(3 * time.Hour).UTC(), Last: before(14 * time.Second).UTC(), Means: "stun:3478"},
+			{Addr: addr("203.0.113.9:4500"), At: before(50 * time.Hour).UTC(), Last: before(3 * time.Hour).UTC(), Means: "stun:3478"},
+		}},
+		sources: map[string]string{"all-edges": "all-edges.yaml"},
+	}
+}
+
+// apiCall sends one request to h and returns the answer.
+func apiCall(t *testing.T, h http.Handler, method, target string, change func(*http.Request)) *httptest.ResponseRecorder {
+	t.Helper()
+	r := httptest.NewRequest(method, "http://127.0.0.1:7480"+target, nil)
+	if change != nil {
+		change(r)
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+func TestAPILists(t *testing.T) {
+	src := sampleSource()
+	h := newStatusHandler(src, newMetrics(), "")
+
+	var nodes NodeList
+	getJSON(t, h, "/api/v1/nodes", &nodes)
+	if len(nodes.Nodes) != 4 || nodes.Nodes[1].Name != "beijing.edge1" || nodes.Nodes[1].Observed != src.snap.Nodes[1].Observed {
+		t.Errorf("nodes: %+v", nodes.Nodes)
+	}
+	if got, want := nodes.Nodes[1].History, src.history["beijing.edge1"]; !reflect.DeepEqual(got, want) {
+		t.Errorf("history %+v, want %+v", got, want)
+	}
+
+	var communities CommunityList
+	getJSON(t, h, "/api/v1/communities", &communities)
+	want := []CommunityView{{Name: "all-edges", Members: src.snap.Communities[0].Members, Source: "all-edges.yaml"}}
+	if !reflect.DeepEqual(communities.Communities, want) {
+		t.Errorf("communities %+v, want %+v", communities.Communities, want)
+	}
+
+	var pairs PairList
+	getJSON(t, h, "/api/v1/pairs", &pairs)
+	if len(pairs.Pairs) != 4 || !reflect.DeepEqual(pairs.Pairs[1].Paths, src.snap.Pairs[1].Paths) {
+		t.Errorf("pairs: %+v", pairs.Pairs)
+	}
+}
+
+func getJSON(t *testing.T, h http.Handler, path string, into any) {
+	t.Helper()
+	w := apiCall(t, h, "GET", path, nil)
+	if w.Code != http.StatusOK || w.Header().Get("Content-Type") != "application/json" {
+		t.Fatalf("GET %s: %d, %s", path, w.Code, w.Header().Get("Content-Type"))
+	}
+	if err := json.Unmarshal(w.Body.Bytes(), into); err != nil {
+		t.Fatalf("GET %s: %v", path, err)
+	}
+}
+
+// The text of the answers is what scripts are written against.
+func TestAPIGolden(t *testing.T) {
+	h := newStatusHandler(sampleSource(), newMetrics(), "")
+	body := apiCall(t, h, "GET", "/api/v1/pairs", nil).Body.String()
+	const want = `    {
+      "id": "beijing.edge1|beijing.edge2",
+      "nodes": [
+        "beijing.edge1",
+        "beijing.edge2"
+      ],
+      "communities": [
+        "all-edges"
+      ],
+      "state": "direct",
+      "since": "2024-05-17T12:28:26Z",
+      "paths": {
+        "beijing.edge1": {
+          "kind": "prflx",
+          "remote": "203.0.113.77:1721"
+        },
+        "beijing.edge2": {
+          "kind": "srflx",
+          "remote": "203.0.113.20:4500"
+        }
+      },
+      "punching": false,
+      "attempts": 2,
+      "timeToDirect": 412000000,
+      "lastDirect": "2024-05-17T12:30:00Z"
+    },
+`
+	if !strings.Contains(body, want) {
+		t.Errorf("pairs:\n%s\nwant in it:\n%s", body, want)
+	}
+}
+
+func TestAPIEmptyListsAreNoNull(t *testing.T) {
+	h := newStatusHandler(&fakeSource{}, newMetrics(), "")
+	for _, list := range []string{"nodes", "communities", "pairs"} {
+		body := apiCall(t, h, "GET", "/api/v1/"+list, nil).Body.String()
+		if want := fmt.Sprintf("%q: []", list); !strings.Contains(body, want) {
+			t.Errorf("%s: %s, want %s in it", list, body, want)
+		}
+	}
+}
+
+func TestRoutes(t *testing.T) {
+	status := newStatusHandler(sampleSource(), newMetrics(), "")
+	admin := newAdminHandler(sampleSource(), newMetrics())
+	for _, tt := range []struct {
+		handler      http.Handler
+		method, path string
+		code         int
+		allow        string
+	}{
+		{status, "GET", "/", 200, ""},
+		{status, "HEAD", "/", 200, ""},
+		{status, "GET", "/page.css", 200, ""},
+		{status, "GET", "/page.js", 200, ""},
+		{status, "GET", "/icon.svg", 200, ""},
+		{status, "GET", "/healthz", 200, ""},
+		{status, "GET", "/readyz", 200, ""},
+		{status, "GET", "/metrics", 200, ""},
+		{status, "GET", "/nothing", 404, ""},
+		{status, "GET", "/page.html.tmpl", 404, ""},
+		{status, "GET", "/api/v1/nothing", 404, ""},
+		{status, "POST", "/", 405, "GET, HEAD"},
+		{status, "POST", "/api/v1/nodes", 405, "GET, HEAD"},
+		{status, "PUT", "/api/v1/communities", 405, "GET, HEAD"},
+		{status, "DELETE", "/api/v1/communities/all-edges", 405, "GET, HEAD"},
+		{admin, "GET", "/api/v1/communities", 200, ""},
+		{admin, "PUT", "/api/v1/communities?file=a.yaml", 200, ""},
+		{admin, "DELETE", "/api/v1/communities/all-edges", 204, ""},
+		{admin, "POST", "/api/v1/communities", 405, "GET, HEAD, PUT"},
+	} {
+		w := apiCall(t, tt.handler, tt.method, tt.path, nil)
+		if w.Code != tt.code || w.Header().Get("Allow") != tt.allow {
+			t.Errorf("%s %s: %d, Allow %q, want %d, %q", tt.method, tt.path, w.Code, w.Header().Get("Allow"), tt.code, tt.allow)
+		}
+		for _, header := range []string{"Content-Security-Policy", "X-Content-Type-Options", "Referrer-Policy", "Cache-Control"} {
+			if w.Header().Get(header) == "" {
+				t.Errorf("%s %s: no %s", tt.method, tt.path, header)
+			}
+		}
+	}
+}
+
+func TestAPIErrors(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		code int
+		text string
+	}{
+		{&CommunityError{File: "a.yaml", Document: 2, Field: "spec.members", Problem: "is empty"}, 422, "a.yaml: document 2: spec.members: is empty"},
+		{fmt.Errorf("community x: %w", store.ErrNotFound), 404, "community x: "},
+		{fmt.Errorf("%w: kept in a file", ErrConflict), 409, "kept in a file"},
+		{errStopped, 503, "stopping"},
+		{errors.New("no space left on device"), 500, "no space left on device"},
+	} {
+		src := sampleSource()
+		src.failing = tt.err
+		h := newAdminHandler(src, newMetrics())
+		for method, path := range map[string]string{
+			"PUT": "/api/v1/communities?file=a.yaml", "DELETE": "/api/v1/communities/x", "GET": "/api/v1/nodes",
+		} {
+			w := apiCall(t, h, method, path, nil)
+			var got apiError
+			if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || w.Code != tt.code || !strings.Contains(got.Error, tt.text) {
+				t.Errorf("%s with %q: %d %s, want %d and that text", method, tt.err, w.Code, w.Body, tt.code)
+			}
+		}
+	}
+}
+
+func TestReadiness(t *testing.T) {
+	src := sampleSource()
+	src.notReady = errors.New("store /var/lib/bodkin/rendezvous.db: no space left on device")
+	h := newStatusHandler(src, newMetrics(), "")
+	if w := apiCall(t, h, "GET", "/readyz", nil); w.Code != 503 || !strings.Contains(w.Body.String(), "no space left") {
+		t.Errorf("readyz: %d %q", w.Code, w.Body)
+	}
+	if w := apiCall(t, h, "GET", "/healthz", nil); w.Code != 200 {
+		t.Errorf("healthz of a process that lives: %d", w.Code)
+	}
+	if w := apiCall(t, h, "GET", "/", nil); w.Code != 200 || !strings.Contains(w.Body.String(), "no space left") {
+		t.Errorf("the page does not say why the rendezvous is not ready: %d", w.Code)
+	}
+}
+
+func TestToken(t *testing.T) {
+	const token = "0123456789abcdef"
+	h := newStatusHandler(sampleSource(), newMetrics(), token)
+	bearer := func(v string) func(*http.Request) {
+		return func(r *http.Request) { r.Header.Set("Authorization", v) }
+	}
+	basic := func(user, password string) func(*http.Request) {
+		return func(r *http.Request) { r.SetBasicAuth(user, password) }
+	}
+	for _, tt := range []struct {
+		name   string
+		path   string
+		change func(*http.Request)
+		code   int
+	}{
+		{"none", "/", nil, 401},
+		{"none, API", "/api/v1/nodes", nil, 401},
+		{"none, metrics", "/metrics", nil, 401},
+		{"none, style sheet", "/page.css", nil, 401},
+		{"none, unknown", "/api/v1/nothing", nil, 401},
+		{"none, health", "/healthz", nil, 200},
+		{"bearer", "/", bearer("Bearer " + token), 200},
+		{"bearer in another case", "/", bearer("bearer " + token), 200},
+		{"bearer, wrong", "/", bearer("Bearer " + token + "0"), 401},
+		{"bearer, empty", "/", bearer("Bearer "), 401},
+		{"another scheme", "/", bearer("Digest " + token), 401},
+		{"password", "/", basic("anybody", token), 200},
+		{"user name", "/", basic(token, ""), 401},
+		{"by name", "/", func(r *http.Request) { r.Host = "status.example.org"; bearer("Bearer " + token)(r) }, 200},
+	} {
+		w := apiCall(t, h, "GET", tt.path, tt.change)
+		if w.Code != tt.code {
+			t.Errorf("%s: %d, want %d", tt.name, w.Code, tt.code)
+		}
+		if asks := len(w.Header().Values("WWW-Authenticate")) > 0; asks != (tt.code == 401) {
+			t.Errorf("%s: WWW-Authenticate %q", tt.name, w.Header().Values("WWW-Authenticate"))
+		}
+	}
+}
+
+func TestWithoutTokenOnlyThisMachineIsNamed(t *testing.T) {
+	h := newStatusHandler(sampleSource(), newMetrics(), "")
+	for host, code := range map[string]int{
+		"127.0.0.1:7480": 200, "localhost:7480": 200, "LocalHost": 200, "[::1]:7480": 200, "[::1]": 200, "::1": 200,
+		"192.0.2.1": 200, "": 200,
+		"attacker.example:7480": 403, "attacker.example": 403, "localhost.attacker.example": 403,
+	} {
+		w := apiCall(t, h, "GET", "/api/v1/nodes", func(r *http.Request) { r.Host = host })
+		if w.Code != code {
+			t.Errorf("host %q: %d, want %d", host, w.Code, code)
+		}
+	}
+}
+
+func TestApply(t *testing.T) {
+	src := sampleSource()
+	h := newAdminHandler(src, newMetrics())
+	w := apiCall(t, h, "PUT", "/api/v1/communities?file=all%20edges.yaml", func(r *http.Request) {
+		r.Body = io.NopCloser(strings.NewReader("kind: Community"))
+	})
+	if got := src.applied["all edges.yaml"]; w.Code != 200 || got != "kind: Community" {
+		t.Errorf("PUT: %d, applied %q", w.Code, src.applied)
+	}
+	if w := apiCall(t, h, "DELETE", "/api/v1/communities/all-edges", nil); w.Code != 204 || !slices.Equal(src.deleted, []string{"all-edges"}) {
+		t.Errorf("DELETE: %d, deleted %q", w.Code, src.deleted)
+	}
+}
+
+// A real server, without its listeners for agents, answers through the same
+// handlers what was applied and what is kept in files.
+func TestHandlersOfServer(t *testing.T) {
+	db, err := store.Open(filepath.Join(t.TempDir(), "rendezvous.db"), store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	log := slog.New(slog.DiscardHandler)
+	rec := newRecorder(db, log)
+	s := &Server{cfg: Config{CommunitiesDir: "/etc/bodkin/communities"}, log: log, store: db, recorder: rec}
+	s.hub = newHub(log, newCoordinator(rand.New(rand.NewPCG(1, 2))), rec, newMetrics(), db.ID())
+	local := netip.MustParseAddrPort("127.0.0.1:0")
+	if s.stun, err = ListenSTUN(STUNConfig{Listen: []netip.AddrPort{local, local}, Log: log}); err != nil {
+		t.Fatal(err)
+	}
+	defer s.stun.Close()
+	ctx, stop := context.WithCancel(t.Context())
+	var hub sync.WaitGroup
+	hub.Go(func() { s.hub.run(ctx) })
+	defer hub.Wait()
+	defer stop()
+
+	admin, status := s.adminHandler(), s.statusHandler()
+	s.setFiles(ctx, []Community{{Name: "kept", Members: []string{"a.x", "b.x"}}})
+	const document = "apiVersion: fabedge.io/v1alpha1\nkind: Community\nmetadata: {name: %s}\nspec: {members: [a.x, c.x]}\n"
+	put := func(name string) int {
+		return apiCall(t, admin, "PUT", "/api/v1/communities?file=mine.yaml", func(r *http.Request) {
+			r.Body = io.NopCloser(strings.NewReader(fmt.Sprintf(document, name)))
+		}).Code
+	}
+	for name, code := range map[string]int{"applied": 200, "kept": 409, "No-Name": 422} {
+		if got := put(name); got != code {
+			t.Errorf("PUT %s: %d, want %d", name, got, code)
+		}
+	}
+	var list CommunityList
+	getJSON(t, status, "/api/v1/communities", &list)
+	want := []CommunityView{
+		{Name: "applied", Members: []string{"a.x", "c.x"}, Source: "mine.yaml"},
+		{Name: "kept", Members: []string{"a.x", "b.x"}, Source: "/etc/bodkin/communities"},
+	}
+	if !reflect.DeepEqual(list.Communities, want) {
+		t.Errorf("communities %+v, want %+v", list.Communities, want)
+	}
+	for name, code := range map[string]int{"applied": 204, "kept": 409, "unknown": 404} {
+		if w := apiCall(t, admin, "DELETE", "/api/v1/communities/"+name, nil); w.Code != code {
+			t.Errorf("DELETE %s: %d %s, want %d", name, w.Code, w.Body, code)
+		}
+	}
+	if w := apiCall(t, status, "GET", "/metrics", nil); !strings.Contains(w.Body.String(), `bodkin_pairs{state="down"} 1`) {
+		t.Errorf("metrics: %d\n%s", w.Code, w.Body)
+	}
+}

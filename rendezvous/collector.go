@@ -1,0 +1,93 @@
+package rendezvous
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// scrapeTimeout bounds the wait for the hub. Prometheus gives up after 10 s by
+// default; half of that leaves time to say what failed.
+const scrapeTimeout = 5 * time.Second
+
+// collector computes at scrape time what is true of the moment, so that no
+// gauge can drift from what the page shows.
+type collector struct {
+	src                                            source
+	stun                                           func() STUNStats
+	nodes, pairs, storeOK                          *prometheus.Desc
+	stunRequests, stunResponses, stunSendingFailed *prometheus.Desc
+}
+
+func newCollector(src source, stun func() STUNStats) *collector {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc(name, help, labels, nil)
+	}
+	return &collector{
+		src: src, stun: stun,
+		nodes:             desc("bodkin_nodes", "Nodes that have joined at least once.", "online"),
+		pairs:             desc("bodkin_pairs", "Pairs of nodes that shall have a tunnel.", "state"),
+		storeOK:           desc("bodkin_store_ok", "1 while the store takes writes, else 0."),
+		stunRequests:      desc("bodkin_stun_requests_total", "STUN packets received, by what became of them.", "result"),
+		stunResponses:     desc("bodkin_stun_responses_total", "STUN responses sent, errors among them."),
+		stunSendingFailed: desc("bodkin_stun_send_failures_total", "STUN responses the system would not send."),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.nodes, c.pairs, c.storeOK, c.stunRequests, c.stunResponses, c.stunSendingFailed} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v int, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
+	}
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+
+	storeOK := 1
+	if c.src.ready() != nil {
+		storeOK = 0
+	}
+	gauge(c.storeOK, storeOK)
+
+	stun := c.stun()
+	counter(c.stunRequests, stun.Plain, "plain")
+	counter(c.stunRequests, stun.Authenticated, "authenticated")
+	counter(c.stunRequests, stun.Malformed, "malformed")
+	counter(c.stunRequests, stun.Refused, "refused")
+	counter(c.stunRequests, stun.Unauthorised, "unauthorised")
+	counter(c.stunRequests, stun.RateLimited, "rate_limited")
+	counter(c.stunResponses, stun.Responses)
+	counter(c.stunSendingFailed, stun.SendFailures)
+
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+	defer cancel()
+	snap, err := c.src.snapshot(ctx)
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(c.nodes, err)
+		return
+	}
+	online := 0
+	for _, n := range snap.Nodes {
+		if n.Online {
+			online++
+		}
+	}
+	gauge(c.nodes, online, "true")
+	gauge(c.nodes, len(snap.Nodes)-online, "false")
+	// A state nobody is in counts zero: a series that vanishes fires no alert.
+	states := map[State]int{Direct: 0, Down: 0}
+	for _, p := range snap.Pairs {
+		states[p.State]++
+	}
+	for state, n := range states {
+		gauge(c.pairs, n, string(state))
+	}
+}

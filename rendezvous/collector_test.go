@@ -1,0 +1,89 @@
+package rendezvous
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+func sampleSTUN() STUNStats {
+	return STUNStats{Plain: 3, Authenticated: 120, Malformed: 2, Refused: 1, Unauthorised: 4, RateLimited: 9, Responses: 128, SendFailures: 5}
+}
+
+func TestCollector(t *testing.T) {
+	const want = `
+# HELP bodkin_nodes Nodes that have joined at least once.
+# TYPE bodkin_nodes gauge
+bodkin_nodes{online="false"} 1
+bodkin_nodes{online="true"} 3
+# HELP bodkin_pairs Pairs of nodes that shall have a tunnel.
+# TYPE bodkin_pairs gauge
+bodkin_pairs{state="direct"} 2
+bodkin_pairs{state="down"} 2
+# HELP bodkin_store_ok 1 while the store takes writes, else 0.
+# TYPE bodkin_store_ok gauge
+bodkin_store_ok 1
+# HELP bodkin_stun_requests_total STUN packets received, by what became of them.
+# TYPE bodkin_stun_requests_total counter
+bodkin_stun_requests_total{result="authenticated"} 120
+bodkin_stun_requests_total{result="malformed"} 2
+bodkin_stun_requests_total{result="plain"} 3
+bodkin_stun_requests_total{result="rate_limited"} 9
+bodkin_stun_requests_total{result="refused"} 1
+bodkin_stun_requests_total{result="unauthorised"} 4
+# HELP bodkin_stun_responses_total STUN responses sent, errors among them.
+# TYPE bodkin_stun_responses_total counter
+bodkin_stun_responses_total 128
+# HELP bodkin_stun_send_failures_total STUN responses the system would not send.
+# TYPE bodkin_stun_send_failures_total counter
+bodkin_stun_send_failures_total 5
+`
+	if err := testutil.CollectAndCompare(newCollector(sampleSource(), sampleSTUN), strings.NewReader(want)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestCollectorNamesStatesNobodyIsIn(t *testing.T) {
+	src := sampleSource()
+	src.snap.Pairs = nil
+	src.notReady = errors.New("disk full")
+	const want = `
+# HELP bodkin_pairs Pairs of nodes that shall have a tunnel.
+# TYPE bodkin_pairs gauge
+bodkin_pairs{state="direct"} 0
+bodkin_pairs{state="down"} 0
+# HELP bodkin_store_ok 1 while the store takes writes, else 0.
+# TYPE bodkin_store_ok gauge
+bodkin_store_ok 0
+`
+	if err := testutil.CollectAndCompare(newCollector(src, sampleSTUN), strings.NewReader(want), "bodkin_pairs", "bodkin_store_ok"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestMetricsLint(t *testing.T) {
+	m := newMetrics()
+	m.registry.MustRegister(newCollector(sampleSource(), sampleSTUN))
+	problems, err := testutil.GatherAndLint(m.registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}
+
+// What needs the hub is missing when it has stopped, the rest is still told.
+func TestMetricsWithoutSnapshot(t *testing.T) {
+	src := sampleSource()
+	src.failing = errStopped
+	m := newMetrics()
+	m.registry.MustRegister(newCollector(src, sampleSTUN))
+	w := apiCall(t, newStatusHandler(src, m, ""), "GET", "/metrics", nil)
+	body := w.Body.String()
+	if w.Code != 200 || !strings.Contains(body, "bodkin_stun_responses_total 128") || strings.Contains(body, "bodkin_nodes{") {
+		t.Errorf("%d\n%s", w.Code, body)
+	}
+}

@@ -1,0 +1,291 @@
+package rendezvous
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+// errStopped is returned by calls that come after the hub has ended.
+var errStopped = errors.New("the rendezvous is stopping")
+
+// hub is the one owner of the coordinator and of the table of sessions: all
+// that happens passes through its goroutine, one thing after another.
+type hub struct {
+	log         *slog.Logger
+	coordinator *coordinator
+	recorder    *recorder
+	metrics     *metrics
+	storeID     string
+	stunPorts   []uint16
+
+	calls chan func(now time.Time) []action
+	done  chan struct{}
+
+	// sessions holds the current session of each node, details what the page
+	// shows of it. Both belong to run's goroutine.
+	sessions map[wire.NodeName]*session
+	details  map[wire.NodeName]*NodeView
+
+	// credentials is read by the STUN service on its own goroutines.
+	mu          sync.RWMutex
+	credentials map[string]*session
+	// sightings wait for the hub; sighted says that there are some.
+	sightings map[*session]Observation
+	sighted   chan struct{}
+}
+
+func newHub(log *slog.Logger, c *coordinator, rec *recorder, m *metrics, storeID string) *hub {
+	return &hub{
+		log: log, coordinator: c, recorder: rec, metrics: m, storeID: storeID,
+		calls: make(chan func(time.Time) []action), done: make(chan struct{}),
+		sessions: map[wire.NodeName]*session{}, details: map[wire.NodeName]*NodeView{},
+		credentials: map[string]*session{},
+		sightings:   map[*session]Observation{}, sighted: make(chan struct{}, 1),
+	}
+}
+
+// run is the hub's goroutine; it returns when ctx is done.
+func (h *hub) run(ctx context.Context) {
+	defer close(h.done)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case fn := <-h.calls:
+			h.perform(fn(time.Now()))
+		case <-h.sighted:
+			h.perform(h.look(time.Now()))
+		case <-timer.C:
+			h.perform(h.coordinator.Tick(time.Now()))
+		case <-ctx.Done():
+			return
+		}
+		timer.Stop()
+		if next := h.coordinator.Next(); !next.IsZero() {
+			timer.Reset(max(0, time.Until(next)))
+		}
+	}
+}
+
+// call runs fn on the hub's goroutine and waits for it.
+func (h *hub) call(ctx context.Context, fn func(now time.Time) []action) error {
+	ran := make(chan struct{})
+	select {
+	case h.calls <- func(now time.Time) []action { defer close(ran); return fn(now) }:
+		<-ran
+		return nil
+	case <-h.done:
+		return errStopped
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// perform does what the coordinator decided.
+func (h *hub) perform(actions []action) {
+	for _, a := range actions {
+		switch a := a.(type) {
+		case send:
+			if s := h.sessions[a.to]; s != nil {
+				s.send(a.msg)
+			}
+			if p, ok := a.msg.(*wire.Punch); ok && p.Peer.Role == wire.Controlling {
+				h.log.Info("punch ordered", "pair", NewPairID(string(a.to), string(p.Peer.Endpoint.Name)), "attempt", p.Attempt)
+				h.metrics.attempts.Inc()
+			}
+		case record:
+			h.log.Info("pair", "pair", a.pair.ID, "state", a.pair.State, "reason", a.pair.Reason, "punching", a.pair.Punching)
+			h.recorder.pair(a.pair)
+		case forget:
+			h.log.Info("pair ended: no community holds both nodes", "pair", a.id)
+			h.recorder.forget(a.id)
+		}
+	}
+}
+
+// welcome opens the conversation and makes the session's STUN credential valid.
+func (h *hub) welcome(s *session) {
+	h.mu.Lock()
+	h.credentials[s.username] = s
+	h.mu.Unlock()
+	s.send(&wire.Welcome{
+		Node: s.node, StoreID: h.storeID,
+		STUNPorts: h.stunPorts, STUNUsername: s.username, STUNPassword: s.password,
+	})
+}
+
+// join admits a session after its hello. The newest session of a name wins.
+func (h *hub) join(ctx context.Context, s *session, hello *wire.Hello, delay time.Duration) error {
+	if hello.Endpoint.Name != s.node {
+		return fmt.Errorf("endpoint.name is %s, the certificate is %s's: use %s", hello.Endpoint.Name, s.node, s.node)
+	}
+	if !wire.SameIdentity(hello.Endpoint.ID, s.identity) {
+		return fmt.Errorf("endpoint.id is %q, the certificate's subject is %q: use that", hello.Endpoint.ID, s.identity)
+	}
+	var refused error
+	err := h.call(ctx, func(now time.Time) []action {
+		if refused = h.coordinator.Admit(hello.Endpoint); refused != nil {
+			return nil
+		}
+		if old := h.sessions[s.node]; old != nil {
+			old.close(&wire.Bye{Reason: "a newer session of " + string(s.node) + " took over"})
+		}
+		h.sessions[s.node] = s
+		d := h.detail(s.node)
+		d.Online, d.Since, d.LastSeen = true, now, now
+		d.Endpoint, d.AgentVersion, d.Fingerprint = hello.Endpoint, hello.AgentVersion, s.fingerprint
+		h.recorder.node(*d)
+		h.log.Info("node joined", "node", s.node, "remote", s.conn.RemoteAddr().String(), "agent", hello.AgentVersion)
+		actions := h.coordinator.Online(now, hello, delay)
+		if s.observation != nil {
+			actions = append(actions, h.observe(now, s)...)
+		}
+		return actions
+	})
+	return errors.Join(err, refused)
+}
+
+// leave ends a session, unless a newer one has taken its place.
+func (h *hub) leave(s *session) {
+	h.mu.Lock()
+	delete(h.credentials, s.username)
+	h.mu.Unlock()
+	// The hub outlives its sessions, so this cannot be cut short by their end.
+	_ = h.call(context.Background(), func(now time.Time) []action {
+		if h.sessions[s.node] != s {
+			return nil
+		}
+		delete(h.sessions, s.node)
+		d := h.detail(s.node)
+		d.Online, d.Since, d.LastSeen = false, now, now
+		h.recorder.node(*d)
+		return h.coordinator.Offline(now, s.node)
+	})
+}
+
+// receive handles a message of a joined session.
+func (h *hub) receive(ctx context.Context, s *session, m wire.Message) error {
+	var wrong error
+	err := h.call(ctx, func(now time.Time) []action {
+		if h.sessions[s.node] != s {
+			return nil
+		}
+		switch m := m.(type) {
+		case *wire.Network:
+			d := h.detail(s.node)
+			d.NAT = m.NAT
+			h.recorder.node(*d)
+			return h.coordinator.Network(now, s.node, m)
+		case *wire.Report:
+			h.metrics.report(m)
+			return h.coordinator.Report(now, s.node, m)
+		}
+		wrong = fmt.Errorf("%s is not an agent's message", m.Type())
+		return nil
+	})
+	return errors.Join(err, wrong)
+}
+
+func (h *hub) delay(s *session, delay time.Duration) {
+	_ = h.call(context.Background(), func(time.Time) []action {
+		if h.sessions[s.node] == s {
+			h.coordinator.Delay(s.node, delay)
+		}
+		return nil
+	})
+}
+
+// credential answers the STUN service.
+func (h *hub) credential(username string) (string, bool) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	s := h.credentials[username]
+	if s == nil {
+		return "", false
+	}
+	return s.password, true
+}
+
+// observed takes what the STUN service saw, without waiting: of a session's
+// sightings that the hub has not come to yet, the newest counts. Only the first
+// port is of interest: behind a symmetric NAT the others see other mappings,
+// which are no news.
+func (h *hub) observed(o Observation) {
+	h.mu.Lock()
+	s := h.credentials[o.Username]
+	if s != nil && o.Local.Port() == h.stunPorts[0] {
+		h.sightings[s] = o
+	}
+	h.mu.Unlock()
+	select {
+	case h.sighted <- struct{}{}:
+	default:
+	}
+}
+
+// look handles the sightings that have gathered.
+func (h *hub) look(now time.Time) []action {
+	h.mu.Lock()
+	sightings := h.sightings
+	h.sightings = map[*session]Observation{}
+	h.mu.Unlock()
+	var actions []action
+	for s, o := range sightings {
+		s.observation = &o
+		if h.sessions[s.node] == s { // else its hello is on the way: join takes it up
+			actions = append(actions, h.observe(now, s)...)
+		}
+	}
+	return actions
+}
+
+// observe passes a session's observation on.
+func (h *hub) observe(now time.Time, s *session) []action {
+	o := *s.observation
+	d := h.detail(s.node)
+	if d.Observed != o.Addr && d.Observed.IsValid() {
+		h.metrics.addressChanges.Inc()
+	}
+	d.Observed, d.ObservedAt, d.ObservedBy = o.Addr, o.At, o.Means
+	h.recorder.observe(s.node, o)
+	return h.coordinator.Observed(now, s.node, o.Addr)
+}
+
+func (h *hub) detail(name wire.NodeName) *NodeView {
+	d := h.details[name]
+	if d == nil {
+		d = &NodeView{Name: name}
+		h.details[name] = d
+	}
+	return d
+}
+
+// NodeView is a node as the API, the page and the store see it.
+type NodeView struct {
+	Name         wire.NodeName  `json:"name"`
+	Online       bool           `json:"online"`
+	Since        time.Time      `json:"since"`
+	LastSeen     time.Time      `json:"lastSeen"`
+	Endpoint     wire.Endpoint  `json:"endpoint"`
+	AgentVersion string         `json:"agentVersion"`
+	Fingerprint  string         `json:"certificateSHA256"`
+	NAT          wire.NAT       `json:"nat"`
+	Observed     netip.AddrPort `json:"observed,omitzero"`
+	ObservedAt   time.Time      `json:"observedAt,omitzero"`
+	ObservedBy   string         `json:"observedBy,omitempty"`
+}
+
+// Snapshot is everything the page and the API show, of one moment.
+type Snapshot struct {
+	At          time.Time   `json:"at"`
+	Nodes       []NodeView  `json:"nodes"`
+	Communities []Community `json:"communities"`
+	Pairs       []PairView  `json:"pairs"`
+}

@@ -1,0 +1,46 @@
+package rendezvous
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+// metrics are the rendezvous' own; gauges of the moment are computed at scrape
+// time by the collector of the snapshot.
+type metrics struct {
+	registry       *prometheus.Registry
+	sessions       prometheus.Counter
+	attempts       prometheus.Counter
+	outcomes       *prometheus.CounterVec
+	addressChanges prometheus.Counter
+	timeToDirect   prometheus.Histogram
+}
+
+func newMetrics() *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		sessions: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "bodkin_sessions_total", Help: "Agent sessions accepted."}),
+		attempts: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "bodkin_punch_attempts_total", Help: "Punch attempts ordered, one per pair and try."}),
+		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "bodkin_reports_total", Help: "Reports of agents by outcome."}, []string{"outcome"}),
+		addressChanges: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "bodkin_observed_address_changes_total", Help: "Times a node was observed at another address than before."}),
+		timeToDirect: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "bodkin_time_to_direct_seconds",
+			Help:    "Time from an agent's punch order to bytes through the tunnel.",
+			Buckets: []float64{.1, .2, .3, .5, .75, 1, 1.5, 2, 3, 5, 10},
+		}),
+	}
+	m.registry.MustRegister(m.sessions, m.attempts, m.outcomes, m.addressChanges, m.timeToDirect)
+	return m
+}
+
+func (m *metrics) report(r *wire.Report) {
+	m.outcomes.WithLabelValues(string(r.Outcome)).Inc()
+	if r.Outcome == wire.OutcomeDirect && r.Attempt != "" {
+		m.timeToDirect.Observe(float64(r.ElapsedMs) / 1000)
+	}
+}

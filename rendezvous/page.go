@@ -1,0 +1,320 @@
+package rendezvous
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"fmt"
+	"html/template"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+// pageMaxPairs bounds the page: a community of 300 nodes has 45,000 pairs,
+// more than a browser can show every two seconds. Those that are not direct
+// come first; the API has all of them.
+const pageMaxPairs = 500
+
+//go:embed page.html.tmpl page/page.css page/page.js page/icon.svg
+var pageFiles embed.FS
+
+var pageTemplate = template.Must(template.ParseFS(pageFiles, "page.html.tmpl"))
+
+// page is what the template shows: everything is decided, nothing formatted
+// twice.
+type page struct {
+	At      moment
+	Problem string // why the rendezvous is not ready, empty when it is
+
+	NodesOnline                           int
+	PairsAll, PairsDirect, PairsDown      int
+	PairsPunching, PairsHidden, PairsShow int
+
+	Nodes       []nodeRow
+	Communities []communityRow
+	Pairs       []pairRow
+}
+
+// moment is a time in the three forms the page needs; the zero moment is never.
+type moment struct{ ISO, UTC, Ago string }
+
+type nodeRow struct {
+	Name     string
+	Online   bool
+	Type     string
+	Since    moment
+	Observed string // addr[port], empty when never observed
+	History  []historyRow
+	NAT      natWords
+	Agent    string
+}
+
+type historyRow struct {
+	Address, Means string
+	First, Last    moment
+}
+
+// natWords is a NAT in the name people use and in the words of RFC 4787.
+type natWords struct{ Gloss, Behaviour string }
+
+type communityRow struct {
+	Name, Source string
+	Members      []memberRow
+}
+
+type memberRow struct{ Name, State string }
+
+type pairRow struct {
+	ID       string
+	Nodes    [2]string
+	State    State
+	Direct   bool
+	Punching bool
+	// Kinds is the kind of path of each end, or one if they agree.
+	Kinds []string
+	// Ends is what each node of the pair uses to reach the other.
+	Ends         []endRow
+	Reason       string
+	NextTry      string // in how long, empty when none is due
+	TimeToDirect string
+	Attempts     int
+	Changed      moment
+}
+
+type endRow struct{ From, To, Address string }
+
+func addPage(mux *http.ServeMux, src source) {
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { servePage(w, r, src) })
+	for _, name := range []string{"page.css", "page.js", "icon.svg"} {
+		content, err := pageFiles.ReadFile("page/" + name)
+		if err != nil {
+			panic(err) // embedded: the build would have failed
+		}
+		sum := sha256.Sum256(content)
+		tag := `"` + hex.EncodeToString(sum[:8]) + `"`
+		mux.HandleFunc("GET /"+name, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Cache-Control", "no-cache") // asked for each time, sent when changed
+			w.Header().Set("ETag", tag)
+			http.ServeContent(w, r, name, time.Time{}, bytes.NewReader(content))
+		})
+	}
+}
+
+func servePage(w http.ResponseWriter, r *http.Request, src source) {
+	p, err := readPage(r, src)
+	if err != nil {
+		http.Error(w, err.Error(), statusOf(err))
+		return
+	}
+	var body bytes.Buffer
+	if err := pageTemplate.Execute(&body, p); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	_, _ = body.WriteTo(w) // a client that is gone needs no answer
+}
+
+func readPage(r *http.Request, src source) (page, error) {
+	snap, err := src.snapshot(r.Context())
+	if err != nil {
+		return page{}, err
+	}
+	sources, err := src.communitySources(r.Context())
+	if err != nil {
+		return page{}, err
+	}
+	nodes, err := withHistory(src, snap.Nodes)
+	if err != nil {
+		return page{}, err
+	}
+	p := newPage(snap.At, nodes, withSource(snap.Communities, sources), snap.Pairs)
+	if err := src.ready(); err != nil {
+		p.Problem = err.Error()
+	}
+	return p, nil
+}
+
+// newPage decides what the page says of one moment.
+func newPage(now time.Time, nodes []NodeHistory, communities []CommunityView, pairs []PairView) page {
+	p := page{At: momentOf(now, now), PairsAll: len(pairs)}
+	states := map[string]string{}
+	for _, n := range nodes {
+		row := newNodeRow(now, n)
+		states[row.Name] = "offline"
+		if n.Online {
+			states[row.Name] = "online"
+			p.NodesOnline++
+		}
+		p.Nodes = append(p.Nodes, row)
+	}
+	for _, c := range communities {
+		row := communityRow{Name: c.Name, Source: c.Source}
+		for _, m := range c.Members {
+			row.Members = append(row.Members, memberRow{Name: m, State: cmp.Or(states[m], "never joined")})
+		}
+		p.Communities = append(p.Communities, row)
+	}
+	for _, v := range pairs {
+		switch {
+		case v.State == Direct:
+			p.PairsDirect++
+		case v.Punching:
+			p.PairsPunching++
+			fallthrough
+		default:
+			p.PairsDown++
+		}
+		p.Pairs = append(p.Pairs, newPairRow(now, v))
+	}
+	slices.SortStableFunc(p.Pairs, func(a, b pairRow) int {
+		switch {
+		case a.Direct == b.Direct:
+			return cmp.Compare(a.ID, b.ID)
+		case b.Direct:
+			return -1
+		}
+		return 1
+	})
+	p.PairsShow = min(len(p.Pairs), pageMaxPairs)
+	p.PairsHidden = len(p.Pairs) - p.PairsShow
+	p.Pairs = p.Pairs[:p.PairsShow]
+	return p
+}
+
+func newNodeRow(now time.Time, n NodeHistory) nodeRow {
+	row := nodeRow{
+		Name: string(n.Name), Online: n.Online, Type: string(n.Endpoint.Type), Since: momentOf(now, n.Since),
+		Observed: endpointText(n.Observed), NAT: describeNAT(n.NAT), Agent: n.AgentVersion,
+	}
+	for _, o := range n.History {
+		row.History = append(row.History, historyRow{
+			Address: endpointText(o.Addr), Means: o.Means, First: momentOf(now, o.At), Last: momentOf(now, o.Last),
+		})
+	}
+	return row
+}
+
+func newPairRow(now time.Time, v PairView) pairRow {
+	row := pairRow{
+		ID: string(v.ID), State: v.State, Direct: v.State == Direct, Punching: v.Punching,
+		Reason: v.Reason, Attempts: v.Attempts, Changed: momentOf(now, v.Since),
+	}
+	for i, name := range v.Nodes {
+		row.Nodes[i] = string(name)
+		path, ok := v.Paths[name]
+		if !ok {
+			continue
+		}
+		row.Kinds = append(row.Kinds, kindText(path.Kind))
+		row.Ends = append(row.Ends, endRow{
+			From: string(name), To: string(v.Nodes[1-i]), Address: endpointText(path.Remote),
+		})
+	}
+	row.Kinds = slices.Compact(row.Kinds)
+	if v.TimeToDirect > 0 {
+		row.TimeToDirect = fmt.Sprintf("%d ms", v.TimeToDirect.Milliseconds())
+	}
+	if !row.Direct && !v.Punching && v.RetryAt.After(now) {
+		row.NextTry = span(v.RetryAt.Sub(now))
+	}
+	return row
+}
+
+// kindText is a candidate kind in the words of RFC 8445 section 5.1.1.
+func kindText(k wire.PathKind) string {
+	switch k {
+	case wire.PathServerReflexive:
+		return "server-reflexive"
+	case wire.PathPeerReflexive:
+		return "peer-reflexive"
+	case wire.PathPublic:
+		return "public address"
+	}
+	return string(k)
+}
+
+// describeNAT names a NAT. Agents ask the rendezvous at one address and two
+// ports, which cannot tell full cones from address-restricted ones.
+func describeNAT(n wire.NAT) natWords {
+	if n.Blocked != "" {
+		return natWords{"UDP blocked", n.Blocked}
+	}
+	var words []string
+	if n.Present && n.Mapping != "" {
+		words = append(words, string(n.Mapping)+" mapping")
+	}
+	if n.Filtering != "" {
+		words = append(words, string(n.Filtering)+" filtering")
+	}
+	return natWords{natGloss(n), strings.Join(words, ", ")}
+}
+
+func natGloss(n wire.NAT) string {
+	open := n.Filtering == wire.EndpointIndependent
+	switch {
+	case n.Present && n.Mapping == "":
+		return "NAT of unknown mapping"
+	case n.Present && n.Mapping != wire.EndpointIndependent:
+		return "symmetric"
+	case n.Present && open:
+		return "full or address-restricted cone"
+	case n.Present && n.Filtering == wire.AddressDependent:
+		return "address-restricted cone"
+	case n.Present && n.Filtering == wire.AddressAndPortDependent:
+		return "port-restricted cone"
+	case n.Present:
+		return "cone of unknown filtering"
+	case n.Mapping == "" && n.Filtering == "":
+		return "not known yet"
+	case n.Filtering == "" || open:
+		return "no NAT"
+	}
+	return "no NAT, stateful firewall"
+}
+
+// endpointText writes an address as strongSwan does: addr[port].
+func endpointText(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return fmt.Sprintf("%s[%d]", a.Addr().Unmap(), a.Port())
+}
+
+func momentOf(now, t time.Time) moment {
+	if t.IsZero() {
+		return moment{}
+	}
+	t = t.UTC()
+	return moment{ISO: t.Format(time.RFC3339), UTC: t.Format("2006-01-02 15:04:05 UTC"), Ago: ago(now.Sub(t))}
+}
+
+// ago allows for a time that is a little ahead: the snapshot's clock may have
+// been read just before it.
+func ago(d time.Duration) string {
+	if d < time.Second {
+		return "just now"
+	}
+	return span(d) + " ago"
+}
+
+// span is a duration in its largest unit, rounded down, at least one second.
+func span(d time.Duration) string {
+	const day = 24 * time.Hour
+	switch {
+	case d >= 2*day:
+		return fmt.Sprintf("%d days", d/day)
+	case d >= 2*time.Hour:
+		return fmt.Sprintf("%d h", d/time.Hour)
+	case d >= 2*time.Minute:
+		return fmt.Sprintf("%d min", d/time.Minute)
+	}
+	return fmt.Sprintf("%d s", max(1, d/time.Second))
+}

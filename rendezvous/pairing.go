@@ -1,0 +1,311 @@
+package rendezvous
+
+import (
+	"encoding/hex"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+// PairView is a pair as the API, the page and the store see it.
+type PairView struct {
+	ID          PairID           `json:"id"`
+	Nodes       [2]wire.NodeName `json:"nodes"`
+	Communities []string         `json:"communities"`
+	State       State            `json:"state"`
+	Reason      string           `json:"reason,omitempty"`
+	Since       time.Time        `json:"since"`
+	// Paths holds, by node, the path that node uses to reach the other.
+	Paths    map[wire.NodeName]wire.Path `json:"paths,omitempty"`
+	Punching bool                        `json:"punching"`
+	Attempts int                         `json:"attempts"`
+	// TimeToDirect of the last success, in nanoseconds.
+	TimeToDirect time.Duration `json:"timeToDirect"`
+	LastDirect   time.Time     `json:"lastDirect,omitzero"`
+	RetryAt      time.Time     `json:"retryAt,omitzero"`
+}
+
+// sameEndpoint reports whether nothing a pair is built from has changed.
+func sameEndpoint(a, b wire.Endpoint) bool { return reflect.DeepEqual(a, b) }
+
+// Admit refuses an endpoint whose subnets would take traffic from another node.
+func (c *coordinator) Admit(e wire.Endpoint) error {
+	for name, n := range c.nodes {
+		if name == e.Name {
+			continue
+		}
+		for _, mine := range e.Subnets {
+			for _, theirs := range slices.Concat(n.endpoint.Subnets, n.endpoint.NodeSubnets) {
+				if mine.Overlaps(theirs) {
+					return fmt.Errorf("endpoint.subnets: %s overlaps %s of %s: give each node subnets of its own", mine, theirs, name)
+				}
+			}
+		}
+		for _, mine := range e.NodeSubnets {
+			for _, theirs := range n.endpoint.Subnets {
+				if mine.Overlaps(theirs) {
+					return fmt.Errorf("endpoint.nodeSubnets: %s overlaps subnet %s of %s", mine, theirs, name)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// wanted is every pair that shall have a tunnel: two members of a community,
+// and, as in FabEdge, a connector with each edge of its cluster.
+func (c *coordinator) wanted() map[PairID][]string {
+	want := Pairs(c.communities)
+	for a, n := range c.nodes {
+		if n.endpoint.Type != wire.Connector {
+			continue
+		}
+		for b, m := range c.nodes {
+			id := NewPairID(string(a), string(b))
+			if m.endpoint.Type == wire.Edge && a.Cluster() == b.Cluster() && want[id] == nil {
+				want[id] = []string{}
+			}
+		}
+	}
+	return want
+}
+
+// rebuild makes the set of pairs anew after communities or endpoints changed,
+// keeps what each pair has reached, and tells everybody whose peers changed.
+func (c *coordinator) rebuild(now time.Time) {
+	want := c.wanted()
+	for id, p := range c.pairs {
+		if _, ok := want[id]; ok {
+			continue
+		}
+		if p.attempt != nil {
+			for _, n := range p.names {
+				if c.online(n) {
+					c.do(send{n, &wire.Cancel{Attempt: p.attempt.id, Reason: "the nodes no longer share a community"}})
+				}
+			}
+		}
+		delete(c.pairs, id)
+		c.do(forget{id})
+	}
+	for id, communities := range want {
+		p := c.pairs[id]
+		if p == nil {
+			a, b := id.Nodes()
+			p = &pair{id: id, names: [2]wire.NodeName{wire.NodeName(a), wire.NodeName(b)}, state: Down, since: now}
+			c.pairs[id] = p
+		}
+		p.communities = communities
+	}
+	c.index()
+	for name := range c.nodes {
+		c.sendPeers(name)
+	}
+	for _, p := range c.sorted {
+		c.settle(now, p)
+	}
+}
+
+func (c *coordinator) index() {
+	c.sorted = c.sorted[:0]
+	c.byNode = map[wire.NodeName][]*pair{}
+	for _, p := range c.pairs {
+		c.sorted = append(c.sorted, p)
+	}
+	slices.SortFunc(c.sorted, func(a, b *pair) int { return strings.Compare(string(a.id), string(b.id)) })
+	for _, p := range c.sorted {
+		for _, n := range p.names {
+			c.byNode[n] = append(c.byNode[n], p)
+		}
+	}
+}
+
+// sendPeers tells an online node its complete set of peers, if it changed.
+func (c *coordinator) sendPeers(name wire.NodeName) {
+	if !c.online(name) {
+		return
+	}
+	m := &wire.Peers{Peers: []wire.Peer{}}
+	for _, p := range c.byNode[name] {
+		if c.nodes[p.other(name)] != nil {
+			m.Peers = append(m.Peers, c.peer(p, name))
+		}
+	}
+	if n := c.nodes[name]; n.sentPeers == nil || !reflect.DeepEqual(n.sentPeers, m) {
+		n.sentPeers = m
+		c.do(send{name, m})
+	}
+}
+
+// peer is the pair's other end as told to name.
+func (c *coordinator) peer(p *pair, name wire.NodeName) wire.Peer {
+	return wire.Peer{
+		Endpoint:    c.nodes[p.other(name)].endpoint,
+		Plan:        c.plan(p),
+		Role:        c.role(p, name),
+		Communities: p.communities,
+	}
+}
+
+func (c *coordinator) isConnector(n wire.NodeName) bool {
+	return c.nodes[n] != nil && c.nodes[n].endpoint.Type == wire.Connector
+}
+
+func (c *coordinator) plan(p *pair) wire.Plan {
+	if c.isConnector(p.names[0]) || c.isConnector(p.names[1]) {
+		return wire.PlanPublic
+	}
+	return wire.PlanICE
+}
+
+// role: towards a connector the edge has to speak first, since it may be
+// behind a NAT; between two nodes of a kind the order of the names decides.
+func (c *coordinator) role(p *pair, name wire.NodeName) wire.Role {
+	if a, b := c.isConnector(name), c.isConnector(p.other(name)); a != b {
+		if a {
+			return wire.Controlled
+		}
+		return wire.Controlling
+	}
+	if name < p.other(name) {
+		return wire.Controlling
+	}
+	return wire.Controlled
+}
+
+// wants reports whether an attempt would be of use: both ends can punch, and
+// the tunnel is missing or nobody watches its path.
+func (c *coordinator) wants(p *pair) bool {
+	if p.attempt != nil || c.plan(p) != wire.PlanICE ||
+		!c.nodes[p.names[0]].ready() || !c.nodes[p.names[1]].ready() {
+		return false
+	}
+	return p.state != Direct || !p.sides[0].monitored || !p.sides[1].monitored
+}
+
+// settle brings a pair's state in line with what is known, and starts an
+// attempt where one is due.
+func (c *coordinator) settle(now time.Time, p *pair) {
+	before := c.view(p)
+	state := Down
+	for i, s := range p.sides {
+		o := p.sides[1-i]
+		// An end that has not spoken since this rendezvous started does not
+		// contradict the one that has: its tunnel may well stand.
+		if s.direct && (o.direct || !o.told && !c.online(p.names[1-i])) {
+			state = Direct
+		}
+	}
+	if state == Direct {
+		p.reason, p.lastDirect = "", now
+	}
+	if state != p.state {
+		p.state, p.since = state, now
+	}
+	if c.wants(p) && !now.Before(p.retryAt) {
+		c.order(now, p)
+	}
+	if p.state != Direct {
+		p.reason = c.why(p)
+	}
+	if after := c.view(p); !sameOutcome(before, after) {
+		c.do(record{after})
+	}
+}
+
+// sameOutcome ignores what changes without anything having happened.
+func sameOutcome(a, b PairView) bool {
+	a.LastDirect, b.LastDirect = time.Time{}, time.Time{}
+	return reflect.DeepEqual(a, b)
+}
+
+// why is the reason of a pair that is not direct.
+func (c *coordinator) why(p *pair) string {
+	for _, name := range p.names {
+		switch n := c.nodes[name]; {
+		case n == nil:
+			return string(name) + " has never been online"
+		case !n.online:
+			return string(name) + " is offline"
+		case c.plan(p) == wire.PlanICE && !n.gathered:
+			return "waiting for " + string(name) + "'s first STUN request"
+		}
+	}
+	if p.reason != "" {
+		return p.reason
+	}
+	if p.attempt != nil {
+		return "punching"
+	}
+	return "waiting for the tunnel"
+}
+
+// order starts an attempt: both sides get the same moment, expressed as a
+// delay after receipt.
+func (c *coordinator) order(now time.Time, p *pair) {
+	p.total++
+	p.attempt = &attempt{id: wire.AttemptID(c.token(8)), deadline: now.Add(attemptTimeout)}
+	creds := [2]wire.Credentials{
+		{Ufrag: c.token(4), Pwd: c.token(16)},
+		{Ufrag: c.token(4), Pwd: c.token(16)},
+	}
+	last := max(c.nodes[p.names[0]].delay, c.nodes[p.names[1]].delay)
+	for i, name := range p.names {
+		me, you := c.nodes[name], c.nodes[p.other(name)]
+		c.do(send{name, &wire.Punch{
+			Attempt:      p.attempt.id,
+			Peer:         c.peer(p, name),
+			StartAfterMs: (last - me.delay).Milliseconds(),
+			Local:        creds[i],
+			Remote:       creds[1-i],
+			Candidates:   you.candidates(),
+			RemoteNAT:    you.nat,
+		}})
+	}
+}
+
+// token is n random bytes in hex. The source is seeded by crypto/rand
+// (ChaCha8), so ICE passwords made of it cannot be guessed.
+func (c *coordinator) token(n int) string {
+	b := make([]byte, 0, n+8)
+	for len(b) < n {
+		v := c.rand.Uint64()
+		b = append(b, byte(v), byte(v>>8), byte(v>>16), byte(v>>24), byte(v>>32), byte(v>>40), byte(v>>48), byte(v>>56))
+	}
+	return hex.EncodeToString(b[:n])
+}
+
+// view is the pair as others see it.
+func (c *coordinator) view(p *pair) PairView {
+	v := PairView{
+		ID: p.id, Nodes: p.names, Communities: p.communities,
+		State: p.state, Reason: p.reason, Since: p.since,
+		Punching: p.attempt != nil, Attempts: p.total,
+		TimeToDirect: p.timeToDirect, LastDirect: p.lastDirect,
+	}
+	if c.wants(p) {
+		v.RetryAt = p.retryAt
+	}
+	for i, s := range p.sides {
+		if s.path.Remote.IsValid() {
+			if v.Paths == nil {
+				v.Paths = map[wire.NodeName]wire.Path{}
+			}
+			v.Paths[p.names[i]] = s.path
+		}
+	}
+	return v
+}
+
+// Views are all pairs, by ID.
+func (c *coordinator) Views() []PairView {
+	vs := make([]PairView, 0, len(c.sorted))
+	for _, p := range c.sorted {
+		vs = append(vs, c.view(p))
+	}
+	return vs
+}

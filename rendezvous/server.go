@@ -1,0 +1,432 @@
+// Package rendezvous is the public side of Bodkin: it knows where each edge is
+// seen from and brings pairs of edges together.
+//
+//	agents ──websocket──▶ session ─▶ hub ─▶ coordinator (pure)
+//	agents ──UDP───────▶ STUN service ─▶ hub
+//	operators ─────────▶ API, page ─▶ hub (snapshot), store
+//	                                  hub ─▶ recorder ─▶ store
+//
+// Everything that happens passes through the hub's one goroutine; the
+// coordinator decides, the hub does.
+package rendezvous
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+	"github.com/bodkin-net/bodkin/store"
+)
+
+// ErrConflict says that a community is kept elsewhere.
+var ErrConflict = errors.New("conflict")
+
+const (
+	// headerTimeout bounds a client that connects and says nothing.
+	headerTimeout = 10 * time.Second
+	// shutdownTimeout bounds waiting for requests when stopping; sessions are
+	// told at once and need only one frame.
+	shutdownTimeout = 3 * time.Second
+)
+
+// Server is a rendezvous.
+type Server struct {
+	cfg      Config
+	log      *slog.Logger
+	store    *store.Store
+	stun     *STUNServer
+	hub      *hub
+	recorder *recorder
+
+	agents, status, admin net.Listener
+	token                 string
+
+	// applied are the communities of the store, files those of
+	// communitiesDir; both belong to the hub's goroutine.
+	applied, files []Community
+	ctx            context.Context // of Run: sessions end with it
+	sessions       sync.WaitGroup
+}
+
+// New opens the store and all listeners, so that what cannot work is said at
+// once. Run must follow, or Close.
+func New(cfg Config, log *slog.Logger) (s *Server, err error) {
+	if err := cfg.check(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
+	}
+	tlsConfig, err := cfg.tlsConfig()
+	if err != nil {
+		return nil, err
+	}
+	s = &Server{cfg: cfg, log: log}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	if s.token, err = cfg.statusToken(); err != nil {
+		return nil, err
+	}
+	if s.store, err = store.Open(cfg.Store, store.Options{}); err != nil {
+		return nil, err
+	}
+	s.recorder = newRecorder(s.store, log)
+	s.hub = newHub(log, newCoordinator(mathrand.New(newSeed())), s.recorder, newMetrics(), s.store.ID())
+	if err = s.restore(); err != nil {
+		return nil, err
+	}
+	if err = s.listen(tlsConfig); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// newSeed makes the coordinator's source from the system's randomness.
+func newSeed() *mathrand.ChaCha8 {
+	var seed [32]byte
+	rand.Read(seed[:]) //nolint:errcheck // never fails since Go 1.24
+	return mathrand.NewChaCha8(seed)
+}
+
+func (s *Server) listen(tlsConfig *tls.Config) error {
+	agents, err := net.Listen("tcp", s.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	s.agents = tls.NewListener(agents, tlsConfig)
+	if s.status, err = net.Listen("tcp", s.cfg.Status); err != nil {
+		return fmt.Errorf("status: %w", err)
+	}
+	if s.admin, err = listenUnix(s.cfg.AdminSocket); err != nil {
+		return fmt.Errorf("adminSocket: %w", err)
+	}
+	addrs, err := s.cfg.stunAddrs()
+	if err != nil {
+		return err
+	}
+	s.stun, err = ListenSTUN(STUNConfig{
+		Listen: addrs, Log: s.log, Credential: s.hub.credential, Observe: s.observe,
+	})
+	if err != nil {
+		return fmt.Errorf("stun: %w", err)
+	}
+	for _, a := range s.stun.Addrs() {
+		s.hub.stunPorts = append(s.hub.stunPorts, a.Port())
+	}
+	return nil
+}
+
+// listenUnix replaces a socket that a killed rendezvous left behind: the
+// store's lock has already made sure that no other one runs. Only root and its
+// group may connect.
+func listenUnix(path string) (net.Listener, error) {
+	if path == "" {
+		return nil, errors.New("empty: want the path of a unix socket")
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	return l, os.Chmod(path, 0o660)
+}
+
+// restore loads what the store remembers.
+func (s *Server) restore() error {
+	nodes, err := s.store.Nodes()
+	if err != nil {
+		return err
+	}
+	var endpoints []wire.Endpoint
+	for _, n := range nodes {
+		v := NodeView{Name: wire.NodeName(n.Name), AgentVersion: n.AgentVersion, Fingerprint: n.Fingerprint, LastSeen: n.LastSeen, Since: n.LastSeen}
+		if err := errors.Join(json.Unmarshal(n.Endpoint, &v.Endpoint), json.Unmarshal(n.NAT, &v.NAT)); err != nil {
+			return fmt.Errorf("store %s: node %s: %w", s.cfg.Store, n.Name, err)
+		}
+		seen, err := s.store.Observations(n.Name)
+		if err != nil {
+			return err
+		}
+		if len(seen) > 0 {
+			v.Observed, v.ObservedAt, v.ObservedBy = seen[0].Addr, seen[0].Last, seen[0].Means
+		}
+		s.hub.details[v.Name] = &v
+		endpoints = append(endpoints, v.Endpoint)
+	}
+	communities, err := s.store.Communities()
+	if err != nil {
+		return err
+	}
+	for _, c := range communities {
+		s.applied = append(s.applied, Community{Name: c.Name, Members: c.Members})
+	}
+	pairs, err := s.store.Pairs()
+	if err != nil {
+		return err
+	}
+	var views []PairView
+	for _, p := range pairs {
+		views = append(views, PairView{ID: PairID(p.ID), Attempts: p.Attempts, TimeToDirect: p.TimeToDirect, LastDirect: p.LastDirect})
+	}
+	s.hub.coordinator.Restore(time.Now(), endpoints, s.applied, views)
+	return nil
+}
+
+// Close releases what New opened. Run does it by itself.
+func (s *Server) Close() {
+	for _, l := range []net.Listener{s.agents, s.status, s.admin} {
+		if l != nil {
+			l.Close()
+		}
+	}
+	if s.stun != nil {
+		s.stun.Close()
+	}
+	if s.store != nil {
+		if err := s.store.Close(); err != nil {
+			s.log.Error("store not closed", "err", err)
+		}
+	}
+}
+
+// Run serves until ctx is done or a listener fails. All goroutines have ended
+// when it returns.
+func (s *Server) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.ctx = ctx
+	// The hub ends after everything that calls it, the recorder after the hub.
+	hubCtx, stopHub := context.WithCancel(context.WithoutCancel(ctx))
+	recCtx, stopRecorder := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopHub()
+	defer stopRecorder()
+	var hub, rec, services sync.WaitGroup
+	rec.Go(func() { s.recorder.run(recCtx) })
+	hub.Go(func() { s.hub.run(hubCtx) })
+
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/agent", s.serveAgent)
+	servers := map[net.Listener]http.Handler{
+		s.agents: mux,
+		s.status: s.statusHandler(),
+		s.admin:  s.adminHandler(),
+	}
+	for l, h := range servers {
+		services.Go(func() {
+			if err := serveHTTP(ctx, l, h, s.log); err != nil {
+				cancel(fmt.Errorf("%s: %w", l.Addr(), err))
+			}
+		})
+	}
+	services.Go(func() {
+		if err := s.stun.Serve(ctx); err != nil && ctx.Err() == nil {
+			cancel(fmt.Errorf("stun: %w", err))
+		}
+	})
+	if s.cfg.CommunitiesDir != "" {
+		services.Go(func() {
+			err := WatchCommunities(ctx, s.cfg.CommunitiesDir, s.log, func(cs []Community) { s.setFiles(ctx, cs) })
+			if err != nil && ctx.Err() == nil {
+				cancel(fmt.Errorf("communitiesDir: %w", err))
+			}
+		})
+	}
+	s.log.Info("rendezvous running", "listen", s.agents.Addr().String(), "stun", s.hub.stunPorts,
+		"status", "http://"+s.status.Addr().String()+"/", "store", s.cfg.Store)
+	<-ctx.Done()
+	services.Wait()
+	s.sessions.Wait()
+	stopHub()
+	hub.Wait()
+	stopRecorder()
+	rec.Wait()
+	s.Close()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// serveHTTP serves until ctx is done.
+func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+	srv := &http.Server{
+		Handler: h, ReadHeaderTimeout: headerTimeout,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug), // strangers' broken handshakes
+	}
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+		defer cancel()
+		if srv.Shutdown(sctx) != nil {
+			srv.Close()
+		}
+	})
+	err := srv.Serve(l)
+	if !stop() {
+		<-stopped
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// serveAgent is the signalling endpoint.
+func (s *Server) serveAgent(w http.ResponseWriter, r *http.Request) {
+	s.sessions.Add(1) // before Upgrade: from there on the HTTP server no longer waits for us
+	defer s.sessions.Done()
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		http.Error(w, "a client certificate is required", http.StatusUnauthorized)
+		return
+	}
+	name, identity, fingerprint, err := identify(r.TLS.PeerCertificates[0])
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusForbidden)
+		return
+	}
+	// Agents are no browsers: an Origin is neither sent nor needed.
+	up := websocket.Upgrader{HandshakeTimeout: headerTimeout, CheckOrigin: func(r *http.Request) bool { return r.Header.Get("Origin") == "" }}
+	conn, err := up.Upgrade(w, r, nil)
+	if err != nil {
+		return // Upgrade has answered
+	}
+	s.hub.metrics.sessions.Inc()
+	sess := newSession(conn, name, s.log.With("node", name), time.Now())
+	sess.identity, sess.fingerprint = identity, fingerprint
+	sess.serve(s.ctx, s.hub)
+}
+
+func fingerprintOf(cert *x509.Certificate) string {
+	sum := sha256.Sum256(cert.Raw)
+	return hex.EncodeToString(sum[:])
+}
+
+// observe is called by the STUN service for each authenticated request.
+func (s *Server) observe(o Observation) { s.hub.observed(o) }
+
+// snapshot is everything of one moment.
+func (s *Server) snapshot(ctx context.Context) (Snapshot, error) {
+	var snap Snapshot
+	err := s.hub.call(ctx, func(now time.Time) []action {
+		snap = Snapshot{At: now, Pairs: s.hub.coordinator.Views(), Communities: slices.Clone(s.hub.coordinator.communities)}
+		for _, d := range s.hub.details {
+			snap.Nodes = append(snap.Nodes, *d)
+		}
+		return nil
+	})
+	slices.SortFunc(snap.Nodes, func(a, b NodeView) int {
+		if a.Name < b.Name {
+			return -1
+		}
+		return 1
+	})
+	return snap, err
+}
+
+func (s *Server) observations(node string) ([]store.Observation, error) {
+	return s.store.Observations(node)
+}
+
+// ready is nil when the store takes writes.
+func (s *Server) ready() error { return s.recorder.err() }
+
+// applyCommunities puts a file's communities in force and into the store: all
+// of them, or on error none.
+func (s *Server) applyCommunities(ctx context.Context, file string, r io.Reader) ([]string, error) {
+	cs, err := ParseCommunities(file, r)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	var failed error
+	err = s.hub.call(ctx, func(now time.Time) []action {
+		var records []store.Community
+		merged := slices.Clone(s.applied)
+		for _, c := range cs {
+			if indexOf(s.files, c.Name) >= 0 {
+				failed = fmt.Errorf("%w: community %s is kept in a file of %s: change it there", ErrConflict, c.Name, s.cfg.CommunitiesDir)
+				return nil
+			}
+			if i := indexOf(merged, c.Name); i >= 0 {
+				merged[i] = c
+			} else {
+				merged = append(merged, c)
+			}
+			records = append(records, store.Community{Name: c.Name, Members: c.Members, Source: file, Updated: now})
+			names = append(names, c.Name)
+		}
+		if failed = s.store.ApplyCommunities(records); failed != nil {
+			return nil
+		}
+		s.applied = merged
+		return s.hub.coordinator.Communities(now, s.communities())
+	})
+	return names, errors.Join(err, failed)
+}
+
+// deleteCommunity removes a community that was applied.
+func (s *Server) deleteCommunity(ctx context.Context, name string) error {
+	var failed error
+	err := s.hub.call(ctx, func(now time.Time) []action {
+		if indexOf(s.files, name) >= 0 {
+			failed = fmt.Errorf("%w: community %s is kept in a file of %s: remove it there", ErrConflict, name, s.cfg.CommunitiesDir)
+			return nil
+		}
+		if failed = s.store.DeleteCommunity(name); failed != nil {
+			return nil
+		}
+		s.applied = slices.DeleteFunc(s.applied, func(c Community) bool { return c.Name == name })
+		return s.hub.coordinator.Communities(now, s.communities())
+	})
+	return errors.Join(err, failed)
+}
+
+// setFiles replaces the communities of communitiesDir.
+func (s *Server) setFiles(ctx context.Context, cs []Community) {
+	_ = s.hub.call(ctx, func(now time.Time) []action {
+		s.files = cs
+		return s.hub.coordinator.Communities(now, s.communities())
+	})
+}
+
+// communities is the union; a file's wins over one applied by the same name.
+func (s *Server) communities() []Community {
+	all := slices.Clone(s.files)
+	for _, c := range s.applied {
+		if indexOf(all, c.Name) < 0 {
+			all = append(all, c)
+		}
+	}
+	slices.SortFunc(all, func(a, b Community) int {
+		if a.Name < b.Name {
+			return -1
+		}
+		return 1
+	})
+	return all
+}
+
+func indexOf(cs []Community, name string) int {
+	return slices.IndexFunc(cs, func(c Community) bool { return c.Name == name })
+}

@@ -1,0 +1,227 @@
+package rendezvous
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+// Timing of a session.
+const (
+	// pingInterval keeps the TCP mapping of NATs and proxies alive, of which
+	// the impatient forget after 30 s; its pong measures the round trip.
+	pingInterval = 25 * time.Second
+	// pongTimeout is how long a session may be silent: two pings lost and one
+	// late.
+	pongTimeout = 3 * pingInterval
+	// helloTimeout bounds how long a connection may hold a session without
+	// saying who it is.
+	helloTimeout = 10 * time.Second
+	// writeTimeout bounds one frame on a stalled connection.
+	writeTimeout = 10 * time.Second
+	// outboxSize bounds what a slow agent may leave unread. Peers is complete
+	// each time, so a new session loses nothing.
+	outboxSize = 256
+)
+
+// session is one agent's websocket. serve reads, one goroutine writes; others
+// only queue into the outbox.
+type session struct {
+	node wire.NodeName
+	// username and password are the session's STUN credential.
+	username, password string
+	identity           string
+	fingerprint        string
+	since              time.Time
+	conn               *websocket.Conn
+	log                *slog.Logger
+
+	// observation is the last STUN request seen; the hub's goroutine owns it.
+	observation *Observation
+
+	out  chan []byte
+	once sync.Once
+	// bye is written last; closing is closed when it is set.
+	bye     *wire.Bye
+	closing chan struct{}
+}
+
+func newSession(conn *websocket.Conn, node wire.NodeName, log *slog.Logger, now time.Time) *session {
+	return &session{
+		node: node, username: token(8), password: token(16), since: now,
+		conn: conn, log: log, out: make(chan []byte, outboxSize), closing: make(chan struct{}),
+	}
+}
+
+func token(n int) string {
+	b := make([]byte, n)
+	rand.Read(b) //nolint:errcheck // never fails since Go 1.24
+	return hex.EncodeToString(b)
+}
+
+// send queues m. A full outbox ends the session: the agent is not reading.
+func (s *session) send(m wire.Message) {
+	b, err := wire.Encode(m)
+	if err != nil {
+		s.close(&wire.Bye{Reason: err.Error()})
+		return
+	}
+	select {
+	case s.out <- b:
+	default:
+		s.close(&wire.Bye{Reason: fmt.Sprintf("%d messages unread: the connection is too slow", outboxSize)})
+	}
+}
+
+// close ends the session with a reason; the first reason counts.
+func (s *session) close(bye *wire.Bye) {
+	s.once.Do(func() {
+		s.bye = bye
+		close(s.closing)
+	})
+}
+
+// write is the only writer of the connection. It ends when the session is
+// closed, and closes the connection, which ends the reader.
+func (s *session) write() {
+	defer s.conn.Close()
+	ping := time.NewTicker(pingInterval)
+	defer ping.Stop()
+	s.ping()
+	for {
+		select {
+		case b := <-s.out:
+			if s.frame(b) != nil {
+				return
+			}
+		case <-ping.C:
+			if s.ping() != nil {
+				return
+			}
+		case <-s.closing:
+			s.drain()
+			if b, err := wire.Encode(s.bye); err == nil && s.bye.Reason != "" {
+				_ = s.frame(b)
+			}
+			_ = s.conn.WriteControl(websocket.CloseMessage,
+				websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(writeTimeout))
+			return
+		}
+	}
+}
+
+// drain writes what was queued before the session was closed.
+func (s *session) drain() {
+	for {
+		select {
+		case b := <-s.out:
+			if s.frame(b) != nil {
+				return
+			}
+		default:
+			return
+		}
+	}
+}
+
+func (s *session) frame(b []byte) error {
+	if err := s.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return err
+	}
+	return s.conn.WriteMessage(websocket.TextMessage, b)
+}
+
+// ping carries the time it was sent, by our monotonic clock; the pong brings
+// it back.
+func (s *session) ping() error {
+	b := binary.BigEndian.AppendUint64(nil, uint64(time.Since(s.since)))
+	return s.conn.WriteControl(websocket.PingMessage, b, time.Now().Add(writeTimeout))
+}
+
+// serve runs the session until its connection ends or ctx is done.
+func (s *session) serve(ctx context.Context, h *hub) {
+	var wg sync.WaitGroup
+	wg.Go(s.write)
+	stop := context.AfterFunc(ctx, func() { s.close(&wire.Bye{Reason: "the rendezvous is stopping"}) })
+	err := s.read(ctx, h)
+	stop()
+	h.leave(s)
+	s.close(&wire.Bye{Reason: sayable(err)})
+	wg.Wait()
+	s.log.Info("session ended", "reason", s.bye.Reason, "err", err)
+}
+
+// sayable is the reason told to the agent: a protocol error in full, nothing
+// for a connection that is gone anyway.
+func sayable(err error) string {
+	var closed *websocket.CloseError
+	var netErr net.Error
+	if err == nil || errors.As(err, &closed) || errors.As(err, &netErr) || errors.Is(err, net.ErrClosed) {
+		return ""
+	}
+	return err.Error()
+}
+
+// read is the only reader of the connection.
+func (s *session) read(ctx context.Context, h *hub) error {
+	s.conn.SetReadLimit(wire.MaxFrame)
+	_ = s.conn.SetReadDeadline(time.Now().Add(helloTimeout))
+	var delay time.Duration
+	joined := false
+	s.conn.SetPongHandler(func(data string) error {
+		if len(data) != 8 {
+			return nil
+		}
+		rtt := time.Since(s.since) - time.Duration(binary.BigEndian.Uint64([]byte(data)))
+		if rtt < 0 || rtt > pongTimeout {
+			return nil
+		}
+		delay = rtt / 2
+		if joined {
+			h.delay(s, delay)
+			return s.conn.SetReadDeadline(time.Now().Add(pongTimeout))
+		}
+		return nil
+	})
+	h.welcome(s)
+	for {
+		_, b, err := s.conn.ReadMessage()
+		if errors.Is(err, websocket.ErrReadLimit) {
+			return fmt.Errorf("%w: limit %d bytes", wire.ErrTooLarge, wire.MaxFrame)
+		}
+		if err != nil {
+			return err
+		}
+		m, err := wire.Decode(b)
+		if err != nil {
+			return err
+		}
+		_ = s.conn.SetReadDeadline(time.Now().Add(pongTimeout))
+		hello, isHello := m.(*wire.Hello)
+		switch {
+		case isHello == joined:
+			return fmt.Errorf("%s out of order: hello comes first and once", m.Type())
+		case isHello:
+			if err := h.join(ctx, s, hello, delay); err != nil {
+				s.close(&wire.Bye{Reason: err.Error(), Final: true})
+				return err
+			}
+			joined = true
+		default:
+			if err := h.receive(ctx, s, m); err != nil {
+				return err
+			}
+		}
+	}
+}
