@@ -62,12 +62,15 @@ type Daemon struct {
 	linkErr   error
 	linkSince time.Time
 	charonUp  bool
-	charonErr error
-	net       network
-	runEvents chan runEvent
-	netEvents chan network
-	queries   chan chan<- Status
-	stopNet   func()
+	// charonReady tells the runs what charonUp tells the daemon.
+	charonReady *gate
+	charonErr   error
+	net         network
+	look        chan struct{}
+	runEvents   chan runEvent
+	netEvents   chan network
+	queries     chan chan<- Status
+	stopNet     func()
 }
 
 // running is a run and how to end it.
@@ -89,16 +92,17 @@ func New(cfg Config, version string, log *slog.Logger) (*Daemon, error) {
 	}
 	d := &Daemon{
 		cfg: cfg, version: version, log: log, id: id, owned: o,
-		vici:      charon.New(charon.Options{Socket: cfg.VICISocket, Log: log}),
-		tunnels:   map[wire.NodeName]*tunnel{},
-		runs:      map[wire.NodeName]*running{},
-		linkErr:   errors.New("connecting"),
-		linkSince: time.Now(),
-		charonErr: errors.New("connecting"),
-		runEvents: make(chan runEvent),
-		netEvents: make(chan network),
-		queries:   make(chan chan<- Status),
-		stopNet:   func() {},
+		vici:        charon.New(charon.Options{Socket: cfg.VICISocket, Log: log}),
+		charonReady: newGate(),
+		tunnels:     map[wire.NodeName]*tunnel{},
+		runs:        map[wire.NodeName]*running{},
+		linkErr:     errors.New("connecting"),
+		linkSince:   time.Now(),
+		charonErr:   errors.New("connecting"),
+		runEvents:   make(chan runEvent),
+		netEvents:   make(chan network),
+		queries:     make(chan chan<- Status),
+		stopNet:     func() {},
 	}
 	if d.api, err = listenAPI(cfg.Socket); err != nil {
 		return nil, fmt.Errorf("%w: socket: %w", ErrConfig, err)
@@ -118,6 +122,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	services.Go(func() { d.serveAPI(ctx) })
 
 	if err := d.openPort(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
 		return err
 	}
 	defer d.port.Close()
@@ -134,7 +141,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	startLink := func() {
 		if !linkStarted {
 			linkStarted = true
-			l := &link{id: d.id, dialer: markedDialer(d.cfg.Mark), log: d.log, events: links}
+			l := &link{id: d.id, dial: markedDialer(d.cfg.Mark).DialContext, log: d.log, events: links}
 			services.Go(func() { l.run(ctx) })
 		}
 	}
@@ -160,7 +167,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		case n := <-d.netEvents:
 			d.networkEvent(n)
 		case q := <-d.queries:
-			q <- d.status(time.Now())
+			q <- d.status()
 		case now := <-ticker.C:
 			for _, t := range d.tunnels {
 				d.perform(ctx, t, t.due(now, d.nextRun))
@@ -187,7 +194,7 @@ func (d *Daemon) openPort(ctx context.Context) error {
 		select {
 		case <-time.After(addressRetry):
 		case q := <-d.queries:
-			q <- d.status(time.Now())
+			q <- d.status()
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -246,16 +253,13 @@ func (d *Daemon) send(m wire.Message) {
 func (d *Daemon) beginRun(ctx context.Context, b begin) {
 	name := b.peer.Endpoint.Name
 	d.stopRun(name)
-	if err := d.owned.set(string(name), d.tunnels[name].storeID); err != nil && slices.Contains(d.owned.names(), string(name)) {
-		d.log.Error("state not written", "err", err)
-	}
 	nat := d.net.nat
 	r := &run{
 		begin: b, name: string(name), started: time.Now(),
 		log:     d.log.With("peer", name),
 		trickle: make(chan []wire.Candidate, 8), wake: make(chan struct{}, 1),
 		shared: &shared{
-			id: d.id, vici: d.vici, owned: d.owned, port: d.port, events: d.runEvents,
+			id: d.id, vici: d.vici, owned: d.owned, charonReady: d.charonReady, port: d.port, events: d.runEvents,
 			localNAT: func() wire.NAT { return nat },
 		},
 	}
@@ -290,6 +294,7 @@ func (d *Daemon) runEvent(ctx context.Context, e runEvent) {
 	case wire.OutcomeFailed:
 		d.perform(ctx, t, t.failed(now, e.run, e.reason, e.plainESP))
 	case wire.OutcomeLost:
+		d.lookAgain()
 		d.perform(ctx, t, t.lost(now, e.run, e.reason))
 	}
 }
@@ -392,6 +397,11 @@ func (d *Daemon) peers(ctx context.Context, now time.Time, m *wire.Peers) {
 			t = newTunnel(p, storeID, now)
 			d.tunnels[name] = t
 		}
+		if d.owned.has(string(name)) {
+			if err := d.owned.set(string(name), storeID); err != nil {
+				d.log.Error("state not written", "err", err)
+			}
+		}
 		d.perform(ctx, t, t.wanted(now, p, storeID, d.nextRun))
 	}
 	for _, t := range d.sorted() {
@@ -411,7 +421,7 @@ func (d *Daemon) remove(ctx context.Context, t *tunnel) {
 	d.log.Info("tunnel removed: no community holds both nodes any more", "peer", name)
 	d.stopRun(t.name())
 	delete(d.tunnels, t.name())
-	if slices.Contains(d.owned.names(), name) {
+	if d.owned.has(name) {
 		d.unload(ctx, name)
 	}
 }
@@ -437,8 +447,10 @@ func (d *Daemon) charonEvent(ctx context.Context, e charon.Event) {
 		d.charonUp, d.charonErr = true, nil
 		d.log.Info("charon reachable", "version", e.Version.Version)
 		d.adopt(ctx, now)
+		d.charonReady.set(true)
 	case charon.EventDown:
 		d.charonUp, d.charonErr = false, e.Err
+		d.charonReady.set(false)
 		d.log.Warn("charon not reachable", "err", e.Err)
 		for _, t := range d.sorted() {
 			d.perform(ctx, t, t.gone(now, "charon stopped or restarted"))

@@ -47,7 +47,7 @@ type TunnelStatus struct {
 }
 
 // status is made on the daemon's goroutine.
-func (d *Daemon) status(time.Time) Status {
+func (d *Daemon) status() Status {
 	s := Status{
 		Node: d.id.endpoint.Name, Identity: d.id.endpoint.ID, Version: d.version,
 		Rendezvous: ConnectionStatus{Address: d.id.url, Connected: d.link != nil, Since: d.linkSince},

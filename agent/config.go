@@ -1,16 +1,15 @@
 package agent
 
 import (
-	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
+	"reflect"
 	"strings"
 	"time"
 
@@ -90,16 +89,34 @@ func LoadConfig(path string) (Config, error) {
 	if err != nil {
 		return cfg, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
-	dec := yaml.NewDecoder(bytes.NewReader(b))
-	dec.KnownFields(true)
-	if err := dec.Decode(&cfg); err != nil && !errors.Is(err, io.EOF) {
-		return cfg, fmt.Errorf("%w %s: %s", ErrConfig, path, strings.Join(strings.Fields(err.Error()), " "))
+	if err := cfg.decode(b); err != nil {
+		return cfg, fmt.Errorf("%w %s: %w", ErrConfig, path, err)
 	}
 	if _, err := newIdentity(cfg); err != nil {
 		return cfg, fmt.Errorf("%w %s: %w", ErrConfig, path, err)
 	}
 	return cfg, nil
 }
+
+func (c *Config) decode(b []byte) error {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(b, &doc); err != nil {
+		return errors.New(oneLine(err))
+	}
+	if len(doc.Content) == 0 {
+		return nil // an empty file
+	}
+	if err := checkKeys(doc.Content[0], reflect.TypeFor[Config](), ""); err != nil {
+		return err
+	}
+	if err := doc.Decode(c); err != nil {
+		return errors.New(oneLine(err))
+	}
+	return nil
+}
+
+// oneLine is a YAML error without its line breaks.
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
 // identity is what the configuration comes to: who this node is and where it
 // goes.
@@ -164,8 +181,12 @@ func (id *identity) load(cfg Config) (*x509.Certificate, error) {
 		return nil, fmt.Errorf("ca: %s holds no PEM certificate", cfg.CA)
 	}
 	leaf := pair.Leaf
-	if now := time.Now(); now.After(leaf.NotAfter) {
+	switch now := time.Now(); {
+	case now.After(leaf.NotAfter):
 		return nil, fmt.Errorf("certificate: %s expired on %s: issue a new one", cfg.Certificate, leaf.NotAfter.Format(time.DateTime))
+	case now.Before(leaf.NotBefore):
+		return nil, fmt.Errorf("certificate: %s is not valid before %s, and this machine's clock says %s: set the clock",
+			cfg.Certificate, leaf.NotBefore.Format(time.DateTime), now.UTC().Format(time.DateTime))
 	}
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
 		return nil, fmt.Errorf("certificate: %s is not signed by %s: %w", cfg.Certificate, cfg.CA, err)

@@ -25,11 +25,15 @@ const (
 // establish makes charon's tunnel run over path and returns when bytes have
 // come through it, or with the reason why none did.
 func (r *run) establish(ctx context.Context, path wire.Path) error {
-	seen, standing, err := r.survey(ctx, path)
+	if r.shared.charonReady.wait(ctx) != nil {
+		return failf("charon is not reachable")
+	}
+	sas, err := r.sas(ctx)
 	if err != nil {
 		return err
 	}
-	if standing {
+	seen := bytesIn(sas)
+	if measure(sas, path, nil).installed {
 		rctx, cancel := context.WithTimeout(ctx, reuseTimeout)
 		err := r.confirm(rctx, path, seen)
 		cancel()
@@ -41,30 +45,45 @@ func (r *run) establish(ctx context.Context, path wire.Path) error {
 		return err
 	}
 	if r.peer.Role == wire.Controlling {
+		// What did not prove itself has to go first: charon takes a second
+		// CHILD SA of the same selectors for a duplicate and does nothing.
+		r.destroy(ctx, sas, func(sa charon.SA) bool { return sameEnds(sa, path) })
 		for _, c := range children(r.shared.id.endpoint, r.peer.Endpoint) {
 			if err := r.shared.vici.Initiate(ctx, r.name, c.Name); err != nil {
 				return failf("charon would not initiate %s: %v", c.Name, err)
 			}
 		}
 	}
-	return r.confirm(ctx, path, seen)
+	if err := r.confirm(ctx, path, seen); err != nil {
+		return err
+	}
+	// The new tunnel works; an SA over an older path would only linger until
+	// dead peer detection.
+	r.destroy(ctx, sas, func(sa charon.SA) bool { return !sameEnds(sa, path) })
+	return nil
 }
 
-// survey notes the byte counters of every CHILD SA there is, and whether one of
-// them runs over path already.
-func (r *run) survey(ctx context.Context, path wire.Path) (seen map[charon.ChildID]uint64, standing bool, err error) {
-	sas, err := r.sas(ctx)
-	if err != nil {
-		return nil, false, err
+// destroy ends those of this connection's SAs that which picks, without waiting
+// for the peer's answer: the path to it may be gone.
+func (r *run) destroy(ctx context.Context, sas []charon.SA, which func(charon.SA) bool) {
+	for _, sa := range sas {
+		if which(sa) {
+			if err := r.shared.vici.Destroy(ctx, sa.ID); err != nil && !errors.Is(err, charon.ErrNotFound) {
+				r.log.Warn("old SA not ended", "sa", sa.ID, "err", err)
+			}
+		}
 	}
-	seen = map[charon.ChildID]uint64{}
+}
+
+// bytesIn notes the byte counter of every CHILD SA.
+func bytesIn(sas []charon.SA) map[charon.ChildID]uint64 {
+	seen := map[charon.ChildID]uint64{}
 	for _, sa := range sas {
 		for _, c := range sa.Children {
 			seen[c.ID] = c.BytesIn
-			standing = standing || usable(sa) && sameEnds(sa, path) && c.State == charon.StateInstalled
 		}
 	}
-	return seen, standing, nil
+	return seen
 }
 
 // sas lists the connection's SAs; a charon that is just restarting is waited for.
@@ -84,6 +103,9 @@ func (r *run) load(ctx context.Context, path wire.Path) error {
 	encap := r.encap || encapFor(path, localPrefixes())
 	c := connection(r.shared.id.endpoint, r.peer.Endpoint, r.peer.Plan, r.peer.Role, path, encap)
 	c.CertPEM = r.shared.id.credentials.CertPEM
+	if err := r.shared.charonReady.wait(ctx); err != nil {
+		return failf("charon is not reachable")
+	}
 	for {
 		err := r.shared.vici.Load(ctx, c)
 		if err == nil {

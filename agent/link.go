@@ -30,6 +30,9 @@ const (
 	// a dead path.
 	silenceTimeout   = 80 * time.Second
 	linkWriteTimeout = 10 * time.Second
+	// closeTimeout is for the close frame when a session is ended from here; a
+	// connection that is stalled does not hold up the end for longer.
+	closeTimeout = time.Second
 	// linkOutbox bounds what waits for a stalled connection; a new session
 	// starts with everything that counts.
 	linkOutbox = 256
@@ -49,12 +52,14 @@ type linkUp struct {
 	// too.
 	server netip.Addr
 	send   func(wire.Message)
+	// restart ends the session, for a new one to begin.
+	restart func(why error)
 }
 
 // link keeps one session to the rendezvous, for as long as run runs.
 type link struct {
 	id     *identity
-	dialer *net.Dialer
+	dial   func(ctx context.Context, network, addr string) (net.Conn, error)
 	log    *slog.Logger
 	events chan<- linkEvent
 }
@@ -103,7 +108,7 @@ func (e *byeError) Error() string { return "rendezvous: " + e.reason }
 
 // session dials once and serves until the connection ends.
 func (l *link) session(ctx context.Context) error {
-	dialer := websocket.Dialer{NetDialContext: l.dialer.DialContext, TLSClientConfig: l.id.tls, HandshakeTimeout: dialTimeout}
+	dialer := websocket.Dialer{NetDialContext: l.dial, TLSClientConfig: l.id.tls, HandshakeTimeout: dialTimeout}
 	conn, resp, err := dialer.DialContext(ctx, l.id.url, nil)
 	if err != nil {
 		if resp != nil {
@@ -123,6 +128,8 @@ func (l *link) session(ctx context.Context) error {
 	wg.Go(func() { l.write(ctx, conn, out) })
 	defer wg.Wait()
 	defer cancel(nil)
+	// A write under way does not see ctx end.
+	context.AfterFunc(ctx, func() { _ = conn.NetConn().SetDeadline(time.Now().Add(closeTimeout)) })
 
 	send := func(m wire.Message) {
 		b, err := wire.Encode(m)
@@ -136,7 +143,7 @@ func (l *link) session(ctx context.Context) error {
 			cancel(errors.New("the connection to the rendezvous is stalled"))
 		}
 	}
-	err = l.read(ctx, conn, linkUp{server: remote.AddrPort().Addr().Unmap(), send: send})
+	err = l.read(ctx, conn, linkUp{server: remote.AddrPort().Addr().Unmap(), send: send, restart: cancel})
 	if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
 		return cause
 	}
@@ -155,7 +162,7 @@ func (l *link) write(ctx context.Context, conn *websocket.Conn, out <-chan []byt
 			}
 		case <-ctx.Done():
 			_ = conn.WriteControl(websocket.CloseMessage,
-				websocket.FormatCloseMessage(websocket.CloseGoingAway, ""), time.Now().Add(linkWriteTimeout))
+				websocket.FormatCloseMessage(websocket.CloseGoingAway, ""), time.Now().Add(closeTimeout))
 			return
 		}
 	}

@@ -32,9 +32,10 @@ type network struct {
 // watchNetwork keeps the rendezvous' observation fresh and finds out what the
 // NAT does, until the function it returns is called, which waits for the end.
 func (d *Daemon) watchNetwork(ctx context.Context, up *linkUp) (stop func()) {
+	d.look = make(chan struct{}, 1)
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
-	w := &networkWatch{port: d.port, dialer: markedDialer(d.cfg.Mark), out: d.netEvents}
+	w := &networkWatch{port: d.port, dialer: markedDialer(d.cfg.Mark), out: d.netEvents, look: d.look}
 	w.cred = punch.STUNCredential{Username: up.welcome.STUNUsername, Password: up.welcome.STUNPassword}
 	for i := range w.servers {
 		w.servers[i] = netip.AddrPortFrom(up.server, up.welcome.STUNPorts[i%len(up.welcome.STUNPorts)])
@@ -53,6 +54,7 @@ type networkWatch struct {
 	cred    punch.STUNCredential
 	dialer  *net.Dialer // for routing as the shared port is routed
 	out     chan<- network
+	look    <-chan struct{} // a reason not to wait for the next interval
 }
 
 func (w *networkWatch) run(ctx context.Context) {
@@ -78,6 +80,7 @@ func (w *networkWatch) run(ctx context.Context) {
 		pause := time.Duration(float64(observeInterval) * (1 - observeJitter + 2*observeJitter*rand.Float64())) //nolint:gosec // jitter
 		select {
 		case <-time.After(pause):
+		case <-w.look:
 		case <-ctx.Done():
 			return
 		}
@@ -117,8 +120,23 @@ func (w *networkWatch) base(ctx context.Context) (netip.AddrPort, error) {
 	return netip.AddrPort{}, fmt.Errorf("the route to %s leaves from %s, where the shared port is not open", w.servers[0], c.LocalAddr())
 }
 
+// lookAgain asks for a fresh observation at once: a path that went silent often
+// means another mapping.
+func (d *Daemon) lookAgain() {
+	select {
+	case d.look <- struct{}{}:
+	default:
+	}
+}
+
 // networkEvent keeps what was found and tells the rendezvous once it is whole.
 func (d *Daemon) networkEvent(n network) {
+	if old := d.net.mapped; d.link != nil && old.IsValid() && n.mapped.IsValid() && old.Addr() != n.mapped.Addr() {
+		// The session's TCP connection came from the old address and is dead;
+		// TCP itself would take minutes to say so.
+		d.log.Warn("observed at another address: starting a new session", "old", old, "new", n.mapped)
+		d.link.restart(fmt.Errorf("the public address changed from %s to %s", old.Addr(), n.mapped.Addr()))
+	}
 	if !n.discovered {
 		n.nat = d.net.nat
 		d.log.Info("observed", "mapped", n.mapped)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -45,9 +46,11 @@ func openOwned(dir string) (*owned, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stateDir: %w", err)
 	}
-	if err := json.Unmarshal(b, &o.state); err != nil || o.state.StoreIDs == nil {
+	var state ownedState
+	if err := json.Unmarshal(b, &state); err != nil || state.StoreIDs == nil {
 		return nil, fmt.Errorf("stateDir: %s is damaged: remove it and end the tunnels it listed with `swanctl --terminate`", o.path)
 	}
+	o.state = state
 	return o, nil
 }
 
@@ -69,13 +72,23 @@ func (o *owned) storeID(name string) string {
 	return o.state.StoreIDs[name]
 }
 
-// claim makes name ours, unless charon has it from somebody else.
-func (o *owned) claim(ctx context.Context, vici *charon.Client, name string) error {
+func (o *owned) has(name string) bool {
 	o.mu.Lock()
+	defer o.mu.Unlock()
 	_, ours := o.state.StoreIDs[name]
-	o.mu.Unlock()
-	if ours {
-		return nil
+	return ours
+}
+
+// connectionLister is what claim needs of charon.
+type connectionLister interface {
+	Connections(ctx context.Context) ([]charon.ConnectionInfo, error)
+}
+
+// claim makes name ours on behalf of a rendezvous' store, unless charon has it
+// from somebody else.
+func (o *owned) claim(ctx context.Context, vici connectionLister, name, storeID string) error {
+	if o.has(name) {
+		return o.set(name, storeID)
 	}
 	conns, err := vici.Connections(ctx)
 	if err != nil {
@@ -84,31 +97,33 @@ func (o *owned) claim(ctx context.Context, vici *charon.Client, name string) err
 	if slices.ContainsFunc(conns, func(c charon.ConnectionInfo) bool { return c.Name == name }) {
 		return failf("charon already has a connection %s that Bodkin did not load: remove or rename it", name)
 	}
-	return o.set(name, "")
+	return o.set(name, storeID)
 }
 
 // set records name with the store that asked for it.
 func (o *owned) set(name, storeID string) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if old, ok := o.state.StoreIDs[name]; ok && (old == storeID || storeID == "") {
+	if old, ok := o.state.StoreIDs[name]; ok && old == storeID {
 		return nil
 	}
-	o.state.StoreIDs[name] = storeID
-	return o.save()
+	ids := maps.Clone(o.state.StoreIDs)
+	ids[name] = storeID
+	return o.save(ownedState{StoreIDs: ids})
 }
 
 // drop forgets name, after charon has.
 func (o *owned) drop(name string) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	delete(o.state.StoreIDs, name)
-	return o.save()
+	ids := maps.Clone(o.state.StoreIDs)
+	delete(ids, name)
+	return o.save(ownedState{StoreIDs: ids})
 }
 
-// save replaces the file in one step.
-func (o *owned) save() error {
-	b, err := json.MarshalIndent(o.state, "", "  ")
+// save replaces the file in one step. What could not be written does not count.
+func (o *owned) save(state ownedState) error {
+	b, err := json.MarshalIndent(state, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -119,5 +134,6 @@ func (o *owned) save() error {
 	if err := os.Rename(tmp, o.path); err != nil {
 		return failf("stateDir: %v", err)
 	}
+	o.state = state
 	return nil
 }

@@ -59,12 +59,14 @@ type run struct {
 
 // shared is what all runs use; its parts may be called from any goroutine.
 type shared struct {
-	id       *identity
-	vici     *charon.Client
-	owned    *owned
-	port     *punch.Port
-	localNAT func() wire.NAT
-	events   chan<- runEvent
+	id    *identity
+	vici  *charon.Client
+	owned *owned
+	// charonReady is open while charon is there with our credentials in it.
+	charonReady *gate
+	port        *punch.Port
+	localNAT    func() wire.NAT
+	events      chan<- runEvent
 }
 
 // failure is why a run ended without a tunnel.
@@ -162,13 +164,21 @@ func (r *run) punched(ctx context.Context) (direct bool, err error) {
 func (r *run) prepare(ctx context.Context) <-chan error {
 	done := make(chan error, 1)
 	r.background.Go(func() {
-		err := r.shared.owned.claim(ctx, r.shared.vici, r.name)
+		err := r.claim(ctx)
 		if err == nil && r.peer.Role == wire.Controlled {
 			err = r.load(ctx, wire.Path{})
 		}
 		done <- err
 	})
 	return done
+}
+
+// claim makes the connection's name ours, once charon can be asked whose it is.
+func (r *run) claim(ctx context.Context) error {
+	if r.shared.charonReady.wait(ctx) != nil {
+		return failf("charon is not reachable")
+	}
+	return r.shared.owned.claim(ctx, r.shared.vici, r.name, r.storeID)
 }
 
 func (r *run) firstPath(ctx context.Context, session *punch.Session) (wire.Path, error) {
@@ -240,7 +250,7 @@ func (r *run) monitor(ctx context.Context, session *punch.Session, path wire.Pat
 
 // public keeps the tunnel to or on the connector, which needs no punch.
 func (r *run) public(ctx context.Context) (direct bool, err error) {
-	if err := r.shared.owned.claim(ctx, r.shared.vici, r.name); err != nil {
+	if err := r.claim(ctx); err != nil {
 		return false, err
 	}
 	path := wire.Path{Kind: wire.PathPublic}

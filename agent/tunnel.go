@@ -59,6 +59,8 @@ type begin struct {
 	run   runID
 	peer  wire.Peer
 	order *wire.Punch
+	// storeID is the rendezvous' store that asked for the tunnel.
+	storeID string
 	// encap demands ESP in UDP where plain ESP would otherwise be used.
 	encap bool
 }
@@ -96,7 +98,10 @@ func (t *tunnel) adopted(now time.Time, path wire.Path) {
 func (t *tunnel) wanted(now time.Time, peer wire.Peer, storeID string, next func() runID) []effect {
 	changed := !samePeer(t.peer, peer)
 	t.peer, t.storeID = peer, storeID
-	if peer.Plan == wire.PlanPublic && (t.run == 0 && t.retryAt.IsZero() || changed) {
+	switch {
+	case peer.Plan != wire.PlanPublic:
+		t.retryAt = time.Time{} // the rendezvous says when
+	case t.run == 0 && t.retryAt.IsZero() || changed:
 		t.start(now, next(), nil)
 	}
 	return t.flush()
@@ -118,7 +123,7 @@ func (t *tunnel) start(now time.Time, run runID, order *wire.Punch) {
 			t.reason = "punching"
 		}
 	}
-	t.do(begin{run: run, peer: t.peer, order: order, encap: t.plainFailed})
+	t.do(begin{run: run, peer: t.peer, order: order, storeID: t.storeID, encap: t.plainFailed})
 }
 
 // ordered begins the attempt the rendezvous coordinates.
@@ -198,13 +203,16 @@ func (t *tunnel) gone(now time.Time, reason string) []effect {
 		return nil
 	}
 	t.standing = false
-	t.tell(wire.OutcomeLost, wire.Path{}, reason, 0)
-	if t.run != 0 && t.monitored {
-		t.do(stop{})
-		t.ended(now, reason)
-	} else {
+	if !t.monitored {
+		// The run, if there is one, is still on its way to a tunnel of its
+		// own: a report in its attempt's name would end that.
+		t.do(tell{&wire.Report{Peer: t.name(), Outcome: wire.OutcomeLost, Reason: reason}})
 		t.down(now, reason)
+		return t.flush()
 	}
+	t.tell(wire.OutcomeLost, wire.Path{}, reason, 0)
+	t.do(stop{})
+	t.ended(now, reason)
 	return t.flush()
 }
 

@@ -142,7 +142,7 @@ func (c *Cluster) connectorHost(o ClusterOptions) (*lab.Host, error) {
 }
 
 func (c *Cluster) startRendezvous(ctx context.Context, h *lab.Host, communitiesDir string) error {
-	cert, key, err := c.PKI().Issue("rendezvous."+c.Name, lab.CertOptions{Addrs: []netip.Addr{c.PublicAddr}})
+	cert, key, err := c.PKI().Issue("rendezvous."+c.Name, lab.CertOptions{Addrs: []netip.Addr{c.PublicAddr, h.Addr()}})
 	if err != nil {
 		return err
 	}
@@ -215,9 +215,13 @@ func (c *Cluster) addNode(ctx context.Context, h *lab.Host, name, typ string) (*
 	if err != nil {
 		return nil, err
 	}
+	rendezvous := c.PublicAddr
+	if typ == "Connector" {
+		rendezvous = h.Addr() // a port mapping need not work from inside
+	}
 	conf := fmt.Sprintf("rendezvous: https://%s:%d\ncertificate: %s\nkey: %s\nca: %s\nviciSocket: %s\nmark: %d\nsocket: %s\nstateDir: %s\nlogLevel: %s\n"+
 		"endpoint:\n  type: %s\n  subnets: [%s]\n  nodeSubnets: [%s/32]\n",
-		c.PublicAddr, signalPort, cert, key, c.PKI().CAPath(), h.VICISocket(), fwmark, n.Socket(), filepath.Join(h.Dir(), "state"), c.logLevel,
+		rendezvous, signalPort, cert, key, c.PKI().CAPath(), h.VICISocket(), fwmark, n.Socket(), filepath.Join(h.Dir(), "state"), c.logLevel,
 		typ, n.Subnet, h.Addr())
 	if typ == "Connector" {
 		conf += fmt.Sprintf("  publicAddresses: [%s]\n  port: %d\n", c.PublicAddr, c.PublicPort)
@@ -233,9 +237,10 @@ func (c *Cluster) addNode(ctx context.Context, h *lab.Host, name, typ string) (*
 // Socket is the agent's unix socket.
 func (n *Node) Socket() string { return filepath.Join(n.Dir(), "agent.sock") }
 
-// StartAgent starts the node's agent.
-func (n *Node) StartAgent(ctx context.Context) (err error) {
-	n.agent, err = n.Start(ctx, "agent", nil, n.cluster.bin, "agent", "--config", n.config)
+// StartAgent starts the node's agent, with flags besides --config.
+func (n *Node) StartAgent(ctx context.Context, flags ...string) (err error) {
+	argv := append([]string{n.cluster.bin, "agent", "--config", n.config}, flags...)
+	n.agent, err = n.Start(ctx, "agent", nil, argv...)
 	return err
 }
 
@@ -409,3 +414,41 @@ func IsDirect(p *Pair) bool { return p.State == "direct" }
 func (n *Node) PingPod(ctx context.Context, to *Node, count int, interval time.Duration) (lab.PingResult, error) {
 	return n.Ping(ctx, to.Pod, count, interval, n.Pod)
 }
+
+// Status is what the node's agent says of itself.
+type Status struct {
+	Rendezvous struct {
+		Connected bool `json:"connected"`
+	} `json:"rendezvous"`
+	Charon struct {
+		Connected bool `json:"connected"`
+	} `json:"charon"`
+	Tunnels []struct {
+		Peer      string `json:"peer"`
+		State     string `json:"state"`
+		Reason    string `json:"reason"`
+		Monitored bool   `json:"monitored"`
+		Path      Path   `json:"path"`
+	} `json:"tunnels"`
+}
+
+// Status asks the node's agent with `bodkin status -o json`.
+func (n *Node) Status(ctx context.Context) (Status, error) {
+	var s Status
+	out, err := n.Run(ctx, n.cluster.bin, "status", "--socket", n.Socket(), "-o", "json")
+	if err != nil {
+		return s, fmt.Errorf("%w: %s", err, out)
+	}
+	return s, json.Unmarshal([]byte(out), &s)
+}
+
+// WriteSwanctl replaces the node's swanctl.conf.
+func (n *Node) WriteSwanctl(text string) error {
+	if err := os.MkdirAll(n.SwanctlDir(), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(n.SwanctlDir(), "swanctl.conf"), []byte(text), 0o600)
+}
+
+// FreeAddr is a public address nobody in the lab has.
+func (c *Cluster) FreeAddr() netip.Addr { return netip.MustParseAddr("198.51.100.77") }

@@ -28,16 +28,36 @@ const (
 	communityReread = 30 * time.Second
 )
 
-// WatchCommunities keeps the communities of the *.yaml and *.yml files in dir
+// loadCommunities reads the *.yaml and *.yml files in dir and returns them and
+// their union. An error in any of them is an error: nothing is known to stay in
+// force in its place, and without its communities the tunnels of their members
+// would be taken down.
+func loadCommunities(dir string) (communityFiles, []Community, error) {
+	read, err := readCommunityDir(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	var files communityFiles
+	union, reports := files.update(read)
+	for _, r := range reports {
+		if r.err != nil {
+			return nil, nil, r.err
+		}
+	}
+	return files, union, nil
+}
+
+// watchCommunities keeps the communities of the *.yaml and *.yml files in dir
 // in force until ctx ends. It calls apply, never twice at once, with the union
 // of all files: once at the start, and again whenever that union has changed.
+// files is what was loaded before.
 //
 // A file with an error is logged once per change, and what it held when it
 // last was good stays in force. The same holds for a file that names a
 // community which a file before it, in name order, already has.
 //
 // It returns an error only if dir cannot be read at the start.
-func WatchCommunities(ctx context.Context, dir string, log *slog.Logger, apply func([]Community)) error {
+func watchCommunities(ctx context.Context, dir string, files communityFiles, log *slog.Logger, apply func([]Community)) error {
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
 		return fmt.Errorf("watch communitiesDir %s: %w", dir, err)
@@ -50,7 +70,7 @@ func WatchCommunities(ctx context.Context, dir string, log *slog.Logger, apply f
 	reread := time.NewTicker(communityReread)
 	defer reread.Stop()
 	w := &communityWatch{
-		dir: dir, log: log, apply: apply,
+		dir: dir, log: log, apply: apply, files: files,
 		events: watcher.Events, errors: watcher.Errors, reread: reread.C,
 		// A directory put in the place of the watched one is another inode.
 		rewatch: func() error { return watcher.Add(dir) },
@@ -156,7 +176,7 @@ type fileRead struct {
 func readCommunityDir(dir string) (map[string]fileRead, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, fmt.Errorf("read communitiesDir: %w", err)
+		return nil, err // names dir
 	}
 	read := map[string]fileRead{}
 	for _, entry := range entries {

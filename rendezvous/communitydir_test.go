@@ -201,7 +201,7 @@ func TestWatchCommunities(t *testing.T) {
 	a := filepath.Join(dir, "a.yaml")
 	write(t, a, communityFileOf("one", "a.1", "b.1"))
 	w := newWatched(t)
-	w.start(func(ctx context.Context) error { return WatchCommunities(ctx, dir, w.logger(), w.apply) })
+	w.start(func(ctx context.Context) error { return watchCommunities(ctx, dir, nil, w.logger(), w.apply) })
 	w.waitFor("one")
 
 	write(t, filepath.Join(dir, "b.yml"), communityFileOf("two", "a.1", "c.1"))
@@ -242,7 +242,7 @@ func TestWatchConfigMap(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := newWatched(t)
-	w.start(func(ctx context.Context) error { return WatchCommunities(ctx, dir, w.logger(), w.apply) })
+	w.start(func(ctx context.Context) error { return watchCommunities(ctx, dir, nil, w.logger(), w.apply) })
 	w.waitFor("one")
 	publish("..2022_07_02", communityFileOf("two", "a.1", "b.1"))
 	w.waitFor("two")
@@ -316,7 +316,7 @@ func TestWatchWantsDirectory(t *testing.T) {
 		filepath.Join(t.TempDir(), "absent"): os.ErrNotExist,
 		file:                                 syscall.ENOTDIR,
 	} {
-		err := WatchCommunities(t.Context(), path, slog.New(slog.NewTextHandler(io.Discard, nil)), func([]Community) {
+		err := watchCommunities(t.Context(), path, nil, slog.New(slog.NewTextHandler(io.Discard, nil)), func([]Community) {
 			t.Error("applied")
 		})
 		if !errors.Is(err, want) || !strings.Contains(err.Error(), path) {

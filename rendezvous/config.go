@@ -1,15 +1,17 @@
 package rendezvous
 
 import (
-	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
+	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
+	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -71,10 +73,8 @@ func LoadConfig(path string) (Config, error) {
 	if err != nil {
 		return cfg, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
-	dec := yaml.NewDecoder(bytes.NewReader(b))
-	dec.KnownFields(true)
-	if err := dec.Decode(&cfg); err != nil && !errors.Is(err, io.EOF) {
-		return cfg, fmt.Errorf("%w %s: %s", ErrConfig, path, oneLine(err))
+	if err := cfg.decode(b); err != nil {
+		return cfg, fmt.Errorf("%w %s: %w", ErrConfig, path, err)
 	}
 	if err := cfg.check(); err != nil {
 		return cfg, fmt.Errorf("%w %s: %w", ErrConfig, path, err)
@@ -82,13 +82,58 @@ func LoadConfig(path string) (Config, error) {
 	return cfg, nil
 }
 
+// decode takes the keys one by one: the decoder's own errors name Go types
+// where an operator looks for the key.
+func (c *Config) decode(b []byte) error {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(b, &doc); err != nil {
+		return errors.New(oneLine(err))
+	}
+	if len(doc.Content) == 0 {
+		return nil // an empty file
+	}
+	top := doc.Content[0]
+	if top.Kind != yaml.MappingNode {
+		return fmt.Errorf("line %d: no mapping: want lines such as listen: \":7443\"", top.Line)
+	}
+	fields := c.fields()
+	for i := 0; i+1 < len(top.Content); i += 2 {
+		key, value := top.Content[i], top.Content[i+1]
+		field, ok := fields[key.Value]
+		if !ok {
+			return fmt.Errorf("line %d: %s: unknown key or given twice: known are %s",
+				key.Line, clip(key.Value), strings.Join(slices.Sorted(maps.Keys(c.fields())), ", "))
+		}
+		delete(fields, key.Value)
+		if value.Decode(field) != nil {
+			want := "a text"
+			if _, list := field.(*[]string); list {
+				want = "a list of texts"
+			}
+			return fmt.Errorf("line %d: %s: want %s", value.Line, key.Value, want)
+		}
+	}
+	return nil
+}
+
+// fields are pointers to c's fields by key.
+func (c *Config) fields() map[string]any {
+	fields := map[string]any{}
+	v := reflect.ValueOf(c).Elem()
+	for i := range v.NumField() {
+		fields[v.Type().Field(i).Tag.Get("yaml")] = v.Field(i).Addr().Interface()
+	}
+	return fields
+}
+
 // oneLine is a YAML error without its line breaks.
 func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
 func (c Config) check() error {
-	for key, addr := range map[string]string{"listen": c.Listen, "status": c.Status} {
-		if _, _, err := net.SplitHostPort(addr); err != nil {
-			return fmt.Errorf("%s: %q is no address: want host:port, such as 127.0.0.1:7480 or :7443", key, addr)
+	for _, at := range []struct{ key, addr string }{{"listen", c.Listen}, {"status", c.Status}} {
+		_, port, err := net.SplitHostPort(at.addr)
+		if _, errPort := strconv.ParseUint(port, 10, 16); err != nil || errPort != nil {
+			return fmt.Errorf("%s: %q is no address: want host:port, such as 127.0.0.1:7480 or :7443", at.key, at.addr)
 		}
 	}
 	if _, err := c.stunAddrs(); err != nil {
@@ -96,6 +141,12 @@ func (c Config) check() error {
 	}
 	if c.Store == "" {
 		return errors.New("store: empty: want the path of the database file")
+	}
+	if c.AdminSocket == "" {
+		return errors.New("adminSocket: empty: want the path of a unix socket")
+	}
+	if new(slog.Level).UnmarshalText([]byte(c.LogLevel)) != nil {
+		return fmt.Errorf("logLevel: %q: want debug, info, warn or error", c.LogLevel)
 	}
 	if !c.statusIsLocal() && c.StatusTokenFile == "" {
 		return fmt.Errorf("status: %s is reachable from outside: set statusTokenFile too, or listen on 127.0.0.1", c.Status)

@@ -16,7 +16,9 @@ const (
 	// punching and a few for charon): past it a side has gone silent.
 	attemptTimeout = 20 * time.Second
 	// retryMin doubles up to retryMax. Below a second a retry would meet the
-	// same NAT state; above five minutes an operator would call it dead.
+	// same NAT state; above five minutes an operator would call it dead. No
+	// event brings two attempts closer together than retryMin, or a node that
+	// reconnects in a loop would keep all its peers punching.
 	retryMin = time.Second
 	retryMax = 5 * time.Minute
 	// retryJitter spreads the retries of pairs that broke together.
@@ -85,14 +87,15 @@ type node struct {
 func (n *node) ready() bool { return n != nil && n.online && n.gathered }
 
 // candidates are what a peer of n shall try: the agent's host addresses and
-// the mapped address the rendezvous has seen itself.
+// the mapped address the rendezvous has seen itself. The peer would refuse a
+// message with a candidate too many, or with one that is no node's address,
+// such as the loopback address of an agent beside the rendezvous.
 func (n *node) candidates() []wire.Candidate {
-	cs := slices.Clone(n.hosts)
 	srflx := wire.Candidate{Kind: wire.ServerReflexive, Addr: n.observed}
-	if n.observed.IsValid() && !slices.ContainsFunc(cs, func(c wire.Candidate) bool { return c.Addr == n.observed }) {
-		cs = append(cs, srflx)
+	if srflx.Validate() != nil || slices.ContainsFunc(n.hosts, func(c wire.Candidate) bool { return c.Addr == n.observed }) {
+		return slices.Clone(n.hosts)
 	}
-	return cs
+	return append(slices.Clone(n.hosts[:min(len(n.hosts), wire.MaxCandidates-1)]), srflx)
 }
 
 // pair is two nodes that shall have a tunnel.
@@ -106,10 +109,16 @@ type pair struct {
 	reason  string
 	since   time.Time
 	attempt *attempt
+	// failure is why the last attempt or tunnel ended, until something happens
+	// that it says nothing about.
+	failure string
+	// succeeded is the attempt that led to the tunnel that stands.
+	succeeded wire.AttemptID
 	// tries counts attempts since the last success or reset, total all.
 	tries, total int
-	// retryAt is when the next attempt may start.
-	retryAt      time.Time
+	// started is when the last attempt did, retryAt when the next one may.
+	started, retryAt time.Time
+
 	timeToDirect time.Duration
 	lastDirect   time.Time
 }
@@ -220,9 +229,11 @@ func (c *coordinator) Observed(now time.Time, name wire.NodeName, addr netip.Add
 	if n == nil || !n.online || n.gathered && n.observed == addr {
 		return nil
 	}
-	first := !n.gathered
+	// Another port alone is no new chance: a NAT with short timeouts gives one
+	// at every look.
+	moved := n.gathered && n.observed.Addr() != addr.Addr()
 	n.observed, n.gathered = addr, true
-	c.networkChanged(now, name, first)
+	c.networkChanged(now, name, moved)
 	return c.flush()
 }
 
@@ -236,21 +247,21 @@ func (c *coordinator) Network(now time.Time, name wire.NodeName, m *wire.Network
 	changed := first || !slices.Equal(n.hosts, m.Candidates)
 	n.hosts, n.nat, n.gathered = m.Candidates, m.NAT, true
 	if changed {
-		c.networkChanged(now, name, first)
+		c.networkChanged(now, name, !first)
 	}
 	return c.flush()
 }
 
-// networkChanged trickles the candidates into running attempts and gives
-// everything that is not direct another chance at once.
-func (c *coordinator) networkChanged(now time.Time, name wire.NodeName, first bool) {
+// networkChanged trickles the candidates into running attempts and, if that is
+// reason to hope, gives everything that is not direct another chance at once.
+func (c *coordinator) networkChanged(now time.Time, name wire.NodeName, hope bool) {
 	n := c.nodes[name]
 	for _, p := range c.byNode[name] {
 		if p.attempt != nil {
 			c.do(send{p.other(name), &wire.Trickle{Attempt: p.attempt.id, Candidates: n.candidates()}})
 			continue
 		}
-		if !first {
+		if hope {
 			c.reset(now, p)
 		}
 		c.settle(now, p)
@@ -319,7 +330,9 @@ func (c *coordinator) Report(now time.Time, from wire.NodeName, r *wire.Report) 
 			c.do(record{c.view(p)})
 		}
 	case wire.OutcomeDirect:
-		if !current && r.Attempt != "" {
+		// The tunnel that stands may move to another path.
+		moved := r.Attempt == p.succeeded && p.sides[i].direct
+		if !current && !moved && r.Attempt != "" {
 			return nil
 		}
 		p.sides[i] = side{told: true, direct: true, monitored: true, path: r.Path}
@@ -328,10 +341,10 @@ func (c *coordinator) Report(now time.Time, from wire.NodeName, r *wire.Report) 
 			p.attempt.direct[i] = true
 			p.attempt.elapsed = max(p.attempt.elapsed, elapsed)
 			if p.attempt.direct[0] && p.attempt.direct[1] {
-				elapsed, p.attempt = p.attempt.elapsed, nil
+				elapsed, p.succeeded, p.attempt = p.attempt.elapsed, p.attempt.id, nil
 			}
 		}
-		if p.attempt == nil && p.sides[0].direct && p.sides[1].direct {
+		if !moved && p.attempt == nil && p.sides[0].direct && p.sides[1].direct {
 			p.tries, p.timeToDirect = 0, elapsed
 		}
 	case wire.OutcomeFailed:
@@ -344,7 +357,7 @@ func (c *coordinator) Report(now time.Time, from wire.NodeName, r *wire.Report) 
 			c.fail(now, p, r.Reason, from)
 		}
 		p.sides[i] = side{told: true}
-		p.reason = r.Reason
+		p.failure = r.Reason
 	}
 	c.settle(now, p)
 	return c.flush()
@@ -361,9 +374,14 @@ func (c *coordinator) fail(now time.Time, p *pair, reason string, from wire.Node
 			}
 		}
 	}
-	p.reason = reason
+	for i := range p.sides {
+		if s := &p.sides[i]; !s.direct {
+			s.path = wire.Path{} // nominated, and came to nothing
+		}
+	}
+	p.failure, p.reason = reason, reason
 	p.tries++
-	p.retryAt = now.Add(c.backoff(p.tries))
+	p.retry(now.Add(c.backoff(p.tries)))
 	if p.state != Direct {
 		c.do(record{c.view(p)})
 	}
@@ -381,8 +399,16 @@ func (c *coordinator) backoff(tries int) time.Duration {
 // reset lets the next attempt start at once: something happened that may
 // change its outcome.
 func (c *coordinator) reset(now time.Time, p *pair) {
-	p.tries = 0
-	p.retryAt = now
+	p.tries, p.failure = 0, ""
+	p.retry(now)
+}
+
+// retry sets when the next attempt may start: at t, or retryMin after the last.
+func (p *pair) retry(t time.Time) {
+	p.retryAt = t
+	if earliest := p.started.Add(retryMin); earliest.After(t) {
+		p.retryAt = earliest
+	}
 }
 
 // abandon ends an attempt because name's session ended; the other side is told.

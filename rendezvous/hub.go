@@ -12,8 +12,12 @@ import (
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
-// errStopped is returned by calls that come after the hub has ended.
-var errStopped = errors.New("the rendezvous is stopping")
+var (
+	// errStopped is returned by calls that come after the hub has ended.
+	errStopped = errors.New("the rendezvous is stopping")
+	// errRefused marks an endpoint that is not let in as it is.
+	errRefused = errors.New("refused")
+)
 
 // hub is the one owner of the coordinator and of the table of sessions: all
 // that happens passes through its goroutine, one thing after another.
@@ -124,14 +128,15 @@ func (h *hub) welcome(s *session) {
 // join admits a session after its hello. The newest session of a name wins.
 func (h *hub) join(ctx context.Context, s *session, hello *wire.Hello, delay time.Duration) error {
 	if hello.Endpoint.Name != s.node {
-		return fmt.Errorf("endpoint.name is %s, the certificate is %s's: use %s", hello.Endpoint.Name, s.node, s.node)
+		return fmt.Errorf("%w: endpoint.name is %s, the certificate is %s's: use %s", errRefused, hello.Endpoint.Name, s.node, s.node)
 	}
 	if !wire.SameIdentity(hello.Endpoint.ID, s.identity) {
-		return fmt.Errorf("endpoint.id is %q, the certificate's subject is %q: use that", hello.Endpoint.ID, s.identity)
+		return fmt.Errorf("%w: endpoint.id is %q, the certificate's subject is %q: use that", errRefused, hello.Endpoint.ID, s.identity)
 	}
 	var refused error
 	err := h.call(ctx, func(now time.Time) []action {
-		if refused = h.coordinator.Admit(hello.Endpoint); refused != nil {
+		if err := h.coordinator.Admit(hello.Endpoint); err != nil {
+			refused = fmt.Errorf("%w: %w", errRefused, err)
 			return nil
 		}
 		if old := h.sessions[s.node]; old != nil {

@@ -3,6 +3,7 @@ package rendezvous
 import (
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -78,8 +79,8 @@ func (c *coordinator) wanted() map[PairID][]string {
 // keeps what each pair has reached, and tells everybody whose peers changed.
 func (c *coordinator) rebuild(now time.Time) {
 	want := c.wanted()
-	for id, p := range c.pairs {
-		if _, ok := want[id]; ok {
+	for _, p := range c.sorted {
+		if _, ok := want[p.id]; ok {
 			continue
 		}
 		if p.attempt != nil {
@@ -89,8 +90,8 @@ func (c *coordinator) rebuild(now time.Time) {
 				}
 			}
 		}
-		delete(c.pairs, id)
-		c.do(forget{id})
+		delete(c.pairs, p.id)
+		c.do(forget{p.id})
 	}
 	for id, communities := range want {
 		p := c.pairs[id]
@@ -102,7 +103,7 @@ func (c *coordinator) rebuild(now time.Time) {
 		p.communities = communities
 	}
 	c.index()
-	for name := range c.nodes {
+	for _, name := range slices.Sorted(maps.Keys(c.nodes)) {
 		c.sendPeers(name)
 	}
 	for _, p := range c.sorted {
@@ -201,7 +202,7 @@ func (c *coordinator) settle(now time.Time, p *pair) {
 		}
 	}
 	if state == Direct {
-		p.reason, p.lastDirect = "", now
+		p.reason, p.failure, p.lastDirect = "", "", now
 	}
 	if state != p.state {
 		p.state, p.since = state, now
@@ -235,8 +236,8 @@ func (c *coordinator) why(p *pair) string {
 			return "waiting for " + string(name) + "'s first STUN request"
 		}
 	}
-	if p.reason != "" {
-		return p.reason
+	if p.failure != "" {
+		return p.failure
 	}
 	if p.attempt != nil {
 		return "punching"
@@ -248,6 +249,8 @@ func (c *coordinator) why(p *pair) string {
 // delay after receipt.
 func (c *coordinator) order(now time.Time, p *pair) {
 	p.total++
+	p.started = now
+	p.retry(now)
 	p.attempt = &attempt{id: wire.AttemptID(c.token(8)), deadline: now.Add(attemptTimeout)}
 	creds := [2]wire.Credentials{
 		{Ufrag: c.token(4), Pwd: c.token(16)},

@@ -60,8 +60,10 @@ type Server struct {
 	token                 string
 
 	// applied are the communities of the store, files those of
-	// communitiesDir; both belong to the hub's goroutine.
+	// communitiesDir; both belong to the hub's goroutine. loaded is what New
+	// read of that directory.
 	applied, files []Community
+	loaded         communityFiles
 	ctx            context.Context // of Run: sessions end with it
 	sessions       sync.WaitGroup
 }
@@ -90,6 +92,12 @@ func New(cfg Config, log *slog.Logger) (s *Server, err error) {
 	}
 	s.recorder = newRecorder(s.store, log)
 	s.hub = newHub(log, newCoordinator(mathrand.New(newSeed())), s.recorder, newMetrics(), s.store.ID())
+	if cfg.CommunitiesDir != "" {
+		// Before the first session: its Peers must not lack anybody.
+		if s.loaded, s.files, err = loadCommunities(cfg.CommunitiesDir); err != nil {
+			return nil, fmt.Errorf("%w: communitiesDir: %w", ErrConfig, err)
+		}
+	}
 	if err = s.restore(); err != nil {
 		return nil, err
 	}
@@ -138,9 +146,6 @@ func (s *Server) listen(tlsConfig *tls.Config) error {
 // store's lock has already made sure that no other one runs. Only root and its
 // group may connect.
 func listenUnix(path string) (net.Listener, error) {
-	if path == "" {
-		return nil, errors.New("empty: want the path of a unix socket")
-	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
@@ -188,7 +193,7 @@ func (s *Server) restore() error {
 	for _, p := range pairs {
 		views = append(views, PairView{ID: PairID(p.ID), Attempts: p.Attempts, TimeToDirect: p.TimeToDirect, LastDirect: p.LastDirect})
 	}
-	s.hub.coordinator.Restore(time.Now(), endpoints, s.applied, views)
+	s.hub.coordinator.Restore(time.Now(), endpoints, s.communities(), views)
 	return nil
 }
 
@@ -245,7 +250,7 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	if s.cfg.CommunitiesDir != "" {
 		services.Go(func() {
-			err := WatchCommunities(ctx, s.cfg.CommunitiesDir, s.log, func(cs []Community) { s.setFiles(ctx, cs) })
+			err := watchCommunities(ctx, s.cfg.CommunitiesDir, s.loaded, s.log, func(cs []Community) { s.setFiles(ctx, cs) })
 			if err != nil && ctx.Err() == nil {
 				cancel(fmt.Errorf("communitiesDir: %w", err))
 			}

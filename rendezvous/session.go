@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -30,6 +31,10 @@ const (
 	helloTimeout = 10 * time.Second
 	// writeTimeout bounds one frame on a stalled connection.
 	writeTimeout = 10 * time.Second
+	// closeTimeout is how long an agent has to answer the close frame. To
+	// close the connection with its data still unread would reset it, and the
+	// reason might never arrive.
+	closeTimeout = 2 * time.Second
 	// outboxSize bounds what a slow agent may leave unread. Peers is complete
 	// each time, so a new session loses nothing.
 	outboxSize = 256
@@ -52,15 +57,17 @@ type session struct {
 
 	out  chan []byte
 	once sync.Once
-	// bye is written last; closing is closed when it is set.
-	bye     *wire.Bye
-	closing chan struct{}
+	// bye is written last; closing is closed when it is set, ended when
+	// nothing more can be read.
+	bye            *wire.Bye
+	closing, ended chan struct{}
 }
 
 func newSession(conn *websocket.Conn, node wire.NodeName, log *slog.Logger, now time.Time) *session {
 	return &session{
 		node: node, username: token(8), password: token(16), since: now,
-		conn: conn, log: log, out: make(chan []byte, outboxSize), closing: make(chan struct{}),
+		conn: conn, log: log, out: make(chan []byte, outboxSize),
+		closing: make(chan struct{}), ended: make(chan struct{}),
 	}
 }
 
@@ -116,6 +123,10 @@ func (s *session) write() {
 			}
 			_ = s.conn.WriteControl(websocket.CloseMessage,
 				websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(writeTimeout))
+			select {
+			case <-s.ended:
+			case <-time.After(closeTimeout):
+			}
 			return
 		}
 	}
@@ -158,8 +169,18 @@ func (s *session) serve(ctx context.Context, h *hub) {
 	stop()
 	h.leave(s)
 	s.close(&wire.Bye{Reason: sayable(err)})
+	s.discard()
 	wg.Wait()
 	s.log.Info("session ended", "reason", s.bye.Reason, "err", err)
+}
+
+// discard reads what the agent still sends until it, or write, closes the
+// connection.
+func (s *session) discard() {
+	defer close(s.ended)
+	if s.conn.SetReadDeadline(time.Now().Add(closeTimeout)) == nil {
+		_, _ = io.Copy(io.Discard, s.conn.NetConn())
+	}
 }
 
 // sayable is the reason told to the agent: a protocol error in full, nothing
@@ -214,7 +235,7 @@ func (s *session) read(ctx context.Context, h *hub) error {
 			return fmt.Errorf("%s out of order: hello comes first and once", m.Type())
 		case isHello:
 			if err := h.join(ctx, s, hello, delay); err != nil {
-				s.close(&wire.Bye{Reason: err.Error(), Final: true})
+				s.close(&wire.Bye{Reason: err.Error(), Final: errors.Is(err, errRefused)})
 				return err
 			}
 			joined = true

@@ -115,6 +115,22 @@ func TestCallEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// TestCloseWaitsOnlyForWhatRuns: the context can end between dialling and
+// subscribing, when there is no reader that could end.
+func TestCloseWaitsOnlyForWhatRuns(t *testing.T) {
+	s, err := dialSession(t.Context(), listen(t, silent), patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	x := &exchange{ctx: ctx, session: s, timeout: patience}
+	if _, err := x.subscribe(1, subscriptions...); !errors.Is(err, context.Canceled) {
+		t.Errorf("subscribe: %v, want context.Canceled", err)
+	}
+	s.close() // does not return if it waits for the reader
+}
+
 func TestCallsAroundRun(t *testing.T) {
 	c := New(Options{Socket: listen(t, silent), Timeout: patience})
 	ctx, cancel := context.WithCancel(t.Context())

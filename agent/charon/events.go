@@ -108,17 +108,9 @@ func (c *Client) listen(ctx context.Context) (up bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	raw := make(chan vici.Event, rawEventBuffer)
-	s.vici.NotifyEvents(raw)
+	defer s.close()
 	x := &exchange{ctx: ctx, session: s, timeout: c.timeout}
-	// Subscribing starts govici's reader; it ends when its connection is closed
-	// and closes raw last.
-	err = x.subscribe(subscriptions...)
-	defer func() {
-		s.close()
-		for range raw {
-		}
-	}()
+	raw, err := x.subscribe(rawEventBuffer, subscriptions...)
 	if err != nil {
 		return false, err
 	}

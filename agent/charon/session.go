@@ -16,7 +16,9 @@ type session struct {
 	vici *vici.Session
 	// govici takes no context, so deadlines are set on its connections.
 	conns []net.Conn
-	dead  bool
+	// events is closed by govici's reader when it ends; nil while there is none.
+	events <-chan vici.Event
+	dead   bool
 }
 
 func dialSession(ctx context.Context, socket string, timeout time.Duration) (*session, error) {
@@ -41,12 +43,17 @@ func dialSession(ctx context.Context, socket string, timeout time.Duration) (*se
 	return s, nil
 }
 
-// close ends both connections. govici's own Close talks to charon first and
-// keeps the connections open when that fails, so it is not used.
+// close ends both connections and waits for govici's reader. govici's own Close
+// talks to charon first and keeps the connections open when that fails, so it
+// is not used.
 func (s *session) close() {
 	s.dead = true
 	for _, conn := range s.conns {
 		conn.Close() // nothing is buffered; an error changes nothing
+	}
+	if s.events != nil {
+		for range s.events {
+		}
 	}
 }
 
@@ -98,8 +105,16 @@ func (x *exchange) stream(name, event string, args *vici.Message) ([]*vici.Messa
 	return messages[:last], nil
 }
 
-func (x *exchange) subscribe(events ...string) error {
-	return x.timed("subscribe", func(s *vici.Session) error { return s.Subscribe(events...) })
+// subscribe starts the delivery of events. What does not fit into the buffer
+// govici drops silently.
+func (x *exchange) subscribe(buffer int, events ...string) (<-chan vici.Event, error) {
+	raw := make(chan vici.Event, buffer)
+	err := x.timed("subscribe", func(s *vici.Session) error {
+		s.NotifyEvents(raw)
+		x.session.events = raw // Subscribe starts the reader even if it fails
+		return s.Subscribe(events...)
+	})
+	return raw, err
 }
 
 // timed runs one exchange under the timeout and the context. An error kills

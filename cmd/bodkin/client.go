@@ -17,7 +17,7 @@ import (
 const clientTimeout = 10 * time.Second
 
 // call sends one request over a daemon's unix socket and decodes the JSON
-// answer into out, if that is not nil.
+// answer into out, if that is not nil. The path is escaped already.
 func call(ctx context.Context, socket, what, method, path string, query url.Values, body []byte, out any) error {
 	client := http.Client{
 		Timeout: clientTimeout,
@@ -28,7 +28,11 @@ func call(ctx context.Context, socket, what, method, path string, query url.Valu
 			},
 		},
 	}
-	u := url.URL{Scheme: "http", Host: "bodkin", Path: path, RawQuery: query.Encode()}
+	u, err := url.Parse("http://bodkin" + path)
+	if err != nil {
+		return err
+	}
+	u.RawQuery = query.Encode()
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(body))
 	if err != nil {
 		return err

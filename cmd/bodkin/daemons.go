@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	"github.com/bodkin-net/bodkin/agent"
@@ -21,7 +23,7 @@ func newRendezvous() *cobra.Command {
 			}
 			log, err := newLogger(cfg.LogLevel)
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w", config, err)
 			}
 			s, err := rendezvous.New(cfg, log)
 			if err != nil {
@@ -50,7 +52,7 @@ func newAgent() *cobra.Command {
 			cfg.TeardownOnExit = cfg.TeardownOnExit || teardown
 			log, err := newLogger(cfg.LogLevel)
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w", config, err)
 			}
 			d, err := agent.New(cfg, buildVersion(), log)
 			if err != nil {

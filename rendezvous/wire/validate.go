@@ -109,6 +109,25 @@ func validateCandidates(cs []Candidate) error {
 	return nil
 }
 
+// validateOwn checks what an agent says of itself: what the world outside sees
+// of it is for the rendezvous to observe.
+func validateOwn(cs []Candidate) error {
+	for _, c := range cs {
+		if c.Kind == ServerReflexive {
+			return invalid("candidate %s is server-reflexive: an agent sends host candidates only", c.Addr)
+		}
+	}
+	return validateCandidates(cs)
+}
+
+// Validate checks the kind: addresses of a path are shown, never used.
+func (p Path) Validate() error {
+	if !slices.Contains([]PathKind{"", PathHost, PathServerReflexive, PathPeerReflexive, PathPublic}, p.Kind) {
+		return invalid("path kind %.32q", p.Kind)
+	}
+	return nil
+}
+
 // Validate checks the behaviours' values.
 func (n NAT) Validate() error {
 	known := []Behaviour{"", EndpointIndependent, AddressDependent, AddressAndPortDependent}
@@ -144,8 +163,11 @@ func (h *Hello) Validate() error {
 		if err := t.Peer.Validate(); err != nil {
 			return err
 		}
+		if err := t.Path.Validate(); err != nil {
+			return err
+		}
 	}
-	return validateCandidates(h.Candidates)
+	return validateOwn(h.Candidates)
 }
 
 // Validate implements Message.
@@ -153,7 +175,7 @@ func (n *Network) Validate() error {
 	if err := n.NAT.Validate(); err != nil {
 		return err
 	}
-	return validateCandidates(n.Candidates)
+	return validateOwn(n.Candidates)
 }
 
 // Validate implements Message.
@@ -171,6 +193,9 @@ func (r *Report) Validate() error {
 	}
 	if r.ElapsedMs < 0 {
 		return invalid("elapsedMs %d is negative", r.ElapsedMs)
+	}
+	if err := r.Path.Validate(); err != nil {
+		return err
 	}
 	return validateText("reason", r.Reason)
 }

@@ -1,0 +1,56 @@
+# Everything a person types here. Sources of truth: go.mod for Go modules,
+# .ci/deps for Debian packages, this file for the linter's version.
+.DEFAULT_GOAL := help
+.PHONY: help build test demo demo-stop matrix bench lint deps fmt clean FORCE
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+
+# The linter is built from source and kept under its version's name, so that
+# another version here builds it anew.
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI := build/bin/golangci-lint-$(GOLANGCI_VERSION)
+
+# One package may take this long under the race detector; e2e takes the most.
+TEST_TIMEOUT := 18m
+
+help: ## List what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: build/bodkin ## Build build/bodkin
+
+build/bodkin: FORCE
+	@go build -ldflags '-X main.version=$(VERSION)' -o $@ ./cmd/bodkin
+
+build/labrun: FORCE
+	@go build -o $@ ./e2e/labrun
+
+test: deps ## Run all tests under the race detector (as root: nothing is skipped)
+	go test -race -timeout $(TEST_TIMEOUT) ./...
+
+demo: deps build/bodkin build/labrun ## Show edges behind NATs get direct tunnels (KEEP=1 leaves it running; needs root)
+	@build/labrun demo $(if $(KEEP),--keep)
+
+demo-stop: build/labrun ## End a demo that was left running (needs root)
+	@build/labrun demo-stop
+
+matrix: deps build/bodkin build/labrun ## Try every pair of NATs, write build/matrix.json (needs root)
+	@build/labrun matrix
+
+bench: deps build/bodkin build/labrun ## Measure against strongSwan mediation, write build/bench.json (needs root)
+	@build/labrun bench
+
+lint: $(GOLANGCI) ## Run the linters of .golangci.yml
+	$(GOLANGCI) run ./...
+
+$(GOLANGCI):
+	GOBIN=$(CURDIR)/build/bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	mv build/bin/golangci-lint $@
+
+deps: ## Install the Debian packages that tests and demo need and this machine lacks (needs root)
+	@.ci/deps
+
+fmt: ## Format all Go files
+	go fmt ./...
+
+clean: ## Remove what was built
+	rm -rf build

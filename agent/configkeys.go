@@ -1,0 +1,72 @@
+package agent
+
+import (
+	"cmp"
+	"fmt"
+	"reflect"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// checkKeys holds a YAML mapping against the struct it is to fill. The decoder
+// would refuse the same, but in terms of Go types and without the key.
+func checkKeys(n *yaml.Node, t reflect.Type, prefix string) error {
+	if n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	if n.Tag == "!!null" {
+		return nil
+	}
+	if n.Kind != yaml.MappingNode {
+		return fmt.Errorf("line %d: %s: want keys: %s", n.Line, cmp.Or(strings.TrimSuffix(prefix, "."), "the file"), strings.Join(keys(t), ", "))
+	}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		field, ok := fieldOf(t, key.Value)
+		if !ok {
+			return fmt.Errorf("line %d: %s: unknown key: want one of %s", key.Line, prefix+key.Value, strings.Join(keys(t), ", "))
+		}
+		if field.Kind() == reflect.Struct {
+			if err := checkKeys(value, field, prefix+key.Value+"."); err != nil {
+				return err
+			}
+			continue
+		}
+		if value.Decode(reflect.New(field).Interface()) != nil {
+			return fmt.Errorf("line %d: %s: want %s", value.Line, prefix+key.Value, inWords(field))
+		}
+	}
+	return nil
+}
+
+func fieldOf(t reflect.Type, key string) (reflect.Type, bool) {
+	for i := range t.NumField() {
+		if t.Field(i).Tag.Get("yaml") == key {
+			return t.Field(i).Type, true
+		}
+	}
+	return nil, false
+}
+
+func keys(t reflect.Type) []string {
+	var out []string
+	for i := range t.NumField() {
+		out = append(out, t.Field(i).Tag.Get("yaml"))
+	}
+	return out
+}
+
+// inWords is what a value of type t looks like in the file.
+func inWords(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Uint16, reflect.Uint32:
+		return fmt.Sprintf("a number from 0 to %d", uint64(1)<<t.Bits()-1)
+	case reflect.Slice:
+		return "a list, such as [a, b]"
+	default:
+		return "one value"
+	}
+}

@@ -1,0 +1,198 @@
+package agent
+
+import (
+	"net/netip"
+	"reflect"
+	"slices"
+	"testing"
+
+	"github.com/bodkin-net/bodkin/agent/charon"
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+// The three nodes of FabEdge's article.
+var (
+	articleEdge1 = wire.Endpoint{
+		ID: "C=CN, O=fabedge.io, CN=beijing.edge1", Name: "beijing.edge1", Type: wire.Edge,
+		Subnets: prefixList("10.233.66.0/24"), NodeSubnets: prefixList("10.22.46.30/32"),
+	}
+	articleEdge2 = wire.Endpoint{
+		ID: "C=CN, O=fabedge.io, CN=beijing.edge2", Name: "beijing.edge2", Type: wire.Edge,
+		Subnets: prefixList("10.233.67.0/24"), NodeSubnets: prefixList("10.22.46.28/32"),
+	}
+	articleConnector = wire.Endpoint{
+		ID: "C=CN, O=fabedge.io, CN=beijing.connector", Name: "beijing.connector", Type: wire.Connector,
+		PublicAddresses: []string{"10.40.20.181"}, Port: 45000,
+		Subnets:     prefixList("10.233.0.0/18", "10.233.64.0/24", "10.233.65.0/24"),
+		NodeSubnets: prefixList("192.168.56.11/32", "192.168.56.12/32"),
+	}
+	articleLAN = prefixList("10.22.46.30/24")
+	lanPath    = wire.Path{Kind: wire.PathHost,
+		Local: netip.MustParseAddrPort("10.22.46.30:4500"), Remote: netip.MustParseAddrPort("10.22.46.28:4500")}
+)
+
+func TestConnection(t *testing.T) {
+	toConnector := charon.Connection{
+		Name: "beijing.connector", LocalID: articleEdge1.ID, RemoteID: articleConnector.ID,
+		LocalPort: 4500, RemoteAddrs: []string{"10.40.20.181"}, RemotePort: 45000,
+		Encap: true, DPDDelay: dpdPublic,
+		Children: []charon.Child{
+			{Name: "beijing.connector-p2p", LocalTS: articleEdge1.Subnets, RemoteTS: articleConnector.Subnets},
+			{Name: "beijing.connector-p2n", LocalTS: articleEdge1.Subnets, RemoteTS: articleConnector.NodeSubnets},
+			{Name: "beijing.connector-n2p", LocalTS: articleEdge1.NodeSubnets, RemoteTS: articleConnector.Subnets},
+		},
+	}
+	onConnector := charon.Connection{
+		Name: "beijing.edge1", LocalID: articleConnector.ID, RemoteID: articleEdge1.ID,
+		LocalPort: 4500, RemoteAddrs: []string{"%any"}, RemotePort: 4500,
+		Encap: true, DPDDelay: dpdPublic,
+		Children: []charon.Child{
+			{Name: "beijing.edge1-p2p", LocalTS: articleConnector.Subnets, RemoteTS: articleEdge1.Subnets},
+			{Name: "beijing.edge1-p2n", LocalTS: articleConnector.Subnets, RemoteTS: articleEdge1.NodeSubnets},
+			{Name: "beijing.edge1-n2p", LocalTS: articleConnector.NodeSubnets, RemoteTS: articleEdge1.Subnets},
+		},
+	}
+	onLAN := charon.Connection{
+		Name: "beijing.edge2", LocalID: articleEdge1.ID, RemoteID: articleEdge2.ID,
+		LocalAddrs: []string{"10.22.46.30"}, LocalPort: 4500,
+		RemoteAddrs: []string{"10.22.46.28"}, RemotePort: 4500,
+		Encap: false, DPDDelay: dpdPunched,
+		Children: []charon.Child{
+			{Name: "beijing.edge2-p2p", LocalTS: articleEdge1.Subnets, RemoteTS: articleEdge2.Subnets},
+			{Name: "beijing.edge2-p2n", LocalTS: articleEdge1.Subnets, RemoteTS: articleEdge2.NodeSubnets},
+			{Name: "beijing.edge2-n2p", LocalTS: articleEdge1.NodeSubnets, RemoteTS: articleEdge2.Subnets},
+		},
+	}
+	punched := onLAN
+	punched.RemoteAddrs, punched.RemotePort, punched.Encap = []string{"203.0.113.2"}, 50123, true
+	prepared := onLAN
+	prepared.LocalAddrs, prepared.RemoteAddrs, prepared.Encap = nil, []string{"%any"}, true
+	defaultPort := articleConnector
+	defaultPort.Port = 0
+	toDefaultPort := toConnector
+	toDefaultPort.RemotePort = 4500
+
+	public := wire.Path{Kind: wire.PathPublic}
+	mapped := wire.Path{Kind: wire.PathPeerReflexive, Local: lanPath.Local, Remote: path2.Remote}
+	tests := []struct {
+		name       string
+		self, peer wire.Endpoint
+		plan       wire.Plan
+		role       wire.Role
+		path       wire.Path
+		want       charon.Connection
+	}{
+		{"article: edge to connector", articleEdge1, articleConnector, wire.PlanPublic, wire.Controlling, public, toConnector},
+		{"article: connector to edge", articleConnector, articleEdge1, wire.PlanPublic, wire.Controlled, public, onConnector},
+		{"article: edges on one LAN", articleEdge1, articleEdge2, wire.PlanICE, wire.Controlling, lanPath, onLAN},
+		{"punched", articleEdge1, articleEdge2, wire.PlanICE, wire.Controlled, mapped, punched},
+		{"responder before the path is known", articleEdge1, articleEdge2, wire.PlanICE, wire.Controlled, wire.Path{}, prepared},
+		{"connector on the usual port", articleEdge1, defaultPort, wire.PlanPublic, wire.Controlling, public, toDefaultPort},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := connection(tt.self, tt.peer, tt.plan, tt.role, tt.path, encapFor(tt.path, articleLAN))
+			if !reflect.DeepEqual(got, tt.want) {
+				t.Errorf("connection:\n got %+v\nwant %+v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestChildren(t *testing.T) {
+	self := func(subnets, nodes []netip.Prefix) wire.Endpoint {
+		return wire.Endpoint{Name: "a.self", Subnets: subnets, NodeSubnets: nodes}
+	}
+	peer := func(subnets, nodes []netip.Prefix) wire.Endpoint {
+		return wire.Endpoint{Name: "a.peer", Subnets: subnets, NodeSubnets: nodes}
+	}
+	podsA, podsB := prefixList("10.1.0.0/24"), prefixList("10.2.0.0/24")
+	nodeA, nodeB := prefixList("192.168.1.2/32"), prefixList("192.168.1.3/32")
+	tests := []struct {
+		name       string
+		self, peer wire.Endpoint
+		want       []string
+	}{
+		{"all", self(podsA, nodeA), peer(podsB, nodeB), []string{"a.peer-p2p", "a.peer-p2n", "a.peer-n2p"}},
+		{"no node subnets", self(podsA, nil), peer(podsB, nil), []string{"a.peer-p2p"}},
+		{"peer without node subnets", self(podsA, nodeA), peer(podsB, nil), []string{"a.peer-p2p", "a.peer-n2p"}},
+		{"self without node subnets", self(podsA, nil), peer(podsB, nodeB), []string{"a.peer-p2p", "a.peer-p2n"}},
+		{"same private address", self(podsA, nodeA), peer(podsB, nodeA), []string{"a.peer-p2p"}},
+		{"one network in the other", self(podsA, nodeA), peer(podsB, prefixList("192.168.0.0/16")), []string{"a.peer-p2p"}},
+		{"peer without pods", self(podsA, nodeA), peer(nil, nodeB), []string{"a.peer-p2n"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var got []string
+			for _, c := range children(tt.self, tt.peer) {
+				got = append(got, c.Name)
+				if len(c.LocalTS) == 0 || len(c.RemoteTS) == 0 {
+					t.Errorf("%s has no selectors: %+v", c.Name, c)
+				}
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("children %v; want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestEncapFor(t *testing.T) {
+	path := func(kind wire.PathKind, local, remote string) wire.Path {
+		return wire.Path{Kind: kind, Local: netip.MustParseAddrPort(local), Remote: netip.MustParseAddrPort(remote)}
+	}
+	tests := []struct {
+		name   string
+		path   wire.Path
+		locals []netip.Prefix
+		want   bool
+	}{
+		{"one LAN", lanPath, articleLAN, false},
+		{"one LAN, IPv6", path(wire.PathHost, "[fd00::1]:4500", "[fd00::2]:4500"), prefixList("fd00::1/64"), false},
+		{"private addresses, but routed", path(wire.PathHost, "10.22.46.30:4500", "10.22.47.1:4500"), articleLAN, true},
+		{"peer-reflexive inside the LAN's range", path(wire.PathPeerReflexive, "10.22.46.30:4500", "10.22.46.28:4500"), articleLAN, true},
+		{"server-reflexive", path1, articleLAN, true},
+		{"the network of another address of ours", lanPath, prefixList("10.22.46.99/24"), true},
+		{"a /32 address", lanPath, prefixList("10.22.46.30/32"), true},
+		{"connector", wire.Path{Kind: wire.PathPublic}, articleLAN, true},
+		{"nothing known", wire.Path{}, nil, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := encapFor(tt.path, tt.locals); got != tt.want {
+				t.Errorf("encapFor = %v; want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestProbeAddrs(t *testing.T) {
+	v6 := wire.Endpoint{Subnets: prefixList("fd02::/64")}
+	tests := []struct {
+		name       string
+		self, peer wire.Endpoint
+		locals     []netip.Prefix
+		from, to   string // empty: no probe
+	}{
+		{"pod address first", articleEdge1, articleEdge2, prefixList("10.22.46.30/24", "10.233.66.1/24"), "10.233.66.1", "10.233.67.1:9"},
+		{"node address else", articleEdge1, articleEdge2, prefixList("127.0.0.1/8", "10.22.46.30/24"), "10.22.46.30", "10.233.67.1:9"},
+		{"no address inside", articleEdge1, articleEdge2, prefixList("127.0.0.1/8", "192.168.9.9/24"), "", ""},
+		{"peer without subnets", articleEdge1, wire.Endpoint{}, articleLAN, "", ""},
+		{"families do not mix", articleEdge1, v6, prefixList("10.233.66.1/24"), "", ""},
+		{"IPv6", wire.Endpoint{Subnets: prefixList("fd01::/64")}, v6, prefixList("10.0.0.1/8", "fd01::1/64"), "fd01::1", "[fd02::1]:9"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			from, to, ok := probeAddrs(tt.self, tt.peer, tt.locals)
+			if !ok {
+				if tt.from != "" {
+					t.Fatal("no probe")
+				}
+				return
+			}
+			if from.String() != tt.from || to.String() != tt.to {
+				t.Errorf("probe from %s to %s; want %s to %s", from, to, tt.from, tt.to)
+			}
+		})
+	}
+}

@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/pion/stun/v4"
+
+	"github.com/bodkin-net/bodkin/punch"
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+// changeRequest is RFC 5780 section 7.2's attribute.
+const changeRequest stun.AttrType = 0x0003
+
+// natted is a STUN service behind which every client appears at one address, as
+// behind an endpoint-independent NAT. It has two ports and answers a change
+// request from the other.
+func natted(t *testing.T, mapped netip.AddrPort) [2]netip.AddrPort {
+	t.Helper()
+	var conns [2]*net.UDPConn
+	var addrs [2]netip.AddrPort
+	for i := range conns {
+		conns[i] = listenUDP(t, "127.0.0.1:0")
+		addrs[i] = conns[i].LocalAddr().(*net.UDPAddr).AddrPort()
+	}
+	var serving sync.WaitGroup
+	for i := range conns {
+		serving.Go(func() {
+			b := make([]byte, 1500)
+			for {
+				n, from, err := conns[i].ReadFromUDPAddrPort(b)
+				if err != nil {
+					return
+				}
+				request := &stun.Message{Raw: append([]byte(nil), b[:n]...)}
+				if request.Decode() != nil {
+					continue
+				}
+				answer, err := stun.Build(stun.NewTransactionIDSetter(request.TransactionID), stun.BindingSuccess,
+					&stun.XORMappedAddress{IP: mapped.Addr().AsSlice(), Port: int(mapped.Port())})
+				if err != nil {
+					t.Errorf("answer: %v", err)
+					return
+				}
+				out := conns[i]
+				if request.Contains(changeRequest) {
+					out = conns[1-i]
+				}
+				_, _ = out.WriteToUDPAddrPort(answer.Raw, from)
+			}
+		})
+	}
+	t.Cleanup(func() {
+		conns[0].Close()
+		conns[1].Close()
+		serving.Wait()
+	})
+	return addrs
+}
+
+func listenUDP(t *testing.T, addr string) *net.UDPConn {
+	t.Helper()
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(addr)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// watch runs a networkWatch from local until the test ends.
+func watch(t *testing.T, local string, servers [2]netip.AddrPort) <-chan network {
+	t.Helper()
+	port, err := punch.NewPort([]net.PacketConn{listenUDP(t, local)}, discardLog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := make(chan network)
+	ctx, cancel := context.WithCancel(t.Context())
+	w := &networkWatch{port: port, servers: servers, dialer: markedDialer(0), out: out}
+	var running sync.WaitGroup
+	running.Go(func() { w.run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+		port.Close()
+	})
+	return out
+}
+
+// The mapped address is told as soon as it is known, the behaviour when it is.
+func TestNetworkWatch(t *testing.T) {
+	mapped := netip.MustParseAddrPort("203.0.113.7:41000")
+	events := watch(t, "127.0.0.1:0", natted(t, mapped))
+	if n := receive(t, events, "observation"); n.mapped != mapped || n.discovered {
+		t.Errorf("first %+v; want the mapped address %s alone", n, mapped)
+	}
+	want := wire.NAT{Present: true, Mapping: wire.EndpointIndependent, Filtering: wire.EndpointIndependent}
+	if n := receive(t, events, "discovery"); n.mapped != mapped || !n.discovered || n.nat != want {
+		t.Errorf("then %+v; want %+v", n, want)
+	}
+}
+
+func TestNetworkWatchSaysWhyNot(t *testing.T) {
+	t.Run("no STUN service", func(t *testing.T) {
+		t.Parallel() // waits for all retransmissions
+		silent := listenUDP(t, "127.0.0.1:0")
+		t.Cleanup(func() { silent.Close() })
+		addr := silent.LocalAddr().(*net.UDPAddr).AddrPort()
+		n := receive(t, watch(t, "127.0.0.1:0", [2]netip.AddrPort{addr, addr}), "word on the network")
+		if !n.discovered || !strings.Contains(n.nat.Blocked, "STUN service does not answer") {
+			t.Errorf("network %+v; want blocked, in words", n)
+		}
+	})
+	t.Run("another route", func(t *testing.T) {
+		t.Parallel()
+		server := netip.MustParseAddrPort("127.0.0.1:3478")
+		n := receive(t, watch(t, "127.0.0.2:0", [2]netip.AddrPort{server, server}), "word on the network")
+		if !strings.Contains(n.nat.Blocked, "leaves from 127.0.0.1") {
+			t.Errorf("network %+v; want blocked, naming the address", n)
+		}
+	})
+}

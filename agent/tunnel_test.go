@@ -1,0 +1,509 @@
+package agent
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+var (
+	t0 = time.Date(2024, 2, 1, 8, 0, 0, 0, time.UTC)
+
+	icePeer = wire.Peer{
+		Endpoint: wire.Endpoint{Name: "beijing.edge2", Type: wire.Edge, Subnets: prefixList("10.233.67.0/24")},
+		Plan:     wire.PlanICE, Role: wire.Controlling,
+	}
+	publicPeer = wire.Peer{
+		Endpoint: wire.Endpoint{Name: "beijing.connector", Type: wire.Connector, PublicAddresses: []string{"10.40.20.181"}, Port: 45000},
+		Plan:     wire.PlanPublic, Role: wire.Controlling,
+	}
+	path1 = wire.Path{Kind: wire.PathServerReflexive,
+		Local: netip.MustParseAddrPort("10.22.46.30:4500"), Remote: netip.MustParseAddrPort("203.0.113.2:4500")}
+	path2 = wire.Path{Kind: wire.PathPeerReflexive,
+		Local: path1.Local, Remote: netip.MustParseAddrPort("203.0.113.2:50123")}
+)
+
+func orderFor(peer wire.Peer, attempt wire.AttemptID) *wire.Punch {
+	return &wire.Punch{Attempt: attempt, Peer: peer}
+}
+
+// counter hands out run IDs as the daemon does.
+type counter runID
+
+func (c *counter) next() runID {
+	*c++
+	return runID(*c)
+}
+
+// iceIn returns a tunnel that is punched, in the named state. Its last run is 2.
+func iceIn(state string) *tunnel {
+	t := newTunnel(icePeer, "store", t0)
+	switch state {
+	case "idle":
+	case "adopted":
+		t.adopted(t0, path1)
+	case "punching":
+		t.ordered(t0, orderFor(icePeer, "a2"), 2)
+	case "nominated":
+		t.ordered(t0, orderFor(icePeer, "a2"), 2)
+		t.nominated(2, path1)
+	case "direct":
+		t.ordered(t0, orderFor(icePeer, "a2"), 2)
+		t.nominated(2, path1)
+		t.direct(t0, 2, path1, 80*time.Millisecond)
+	case "re-punching":
+		t.ordered(t0, orderFor(icePeer, "a1"), 1)
+		t.direct(t0, 1, path1, 80*time.Millisecond)
+		t.ordered(t0, orderFor(icePeer, "a2"), 2)
+	case "unwatched":
+		t.ordered(t0, orderFor(icePeer, "a1"), 1)
+		t.direct(t0, 1, path1, 80*time.Millisecond)
+		t.ordered(t0, orderFor(icePeer, "a2"), 2)
+		t.failed(t0, 2, "no path", false)
+	default:
+		panic(state)
+	}
+	t.flush()
+	return t
+}
+
+// iceEvents are all that can happen to a punched tunnel, a second after it was
+// made.
+var iceEvents = map[string]func(t *tunnel) []effect{
+	"wanted":          func(t *tunnel) []effect { return t.wanted(t0.Add(time.Second), icePeer, "store", nil) },
+	"ordered":         func(t *tunnel) []effect { return t.ordered(t0.Add(time.Second), orderFor(icePeer, "a3"), 3) },
+	"cancelled":       func(t *tunnel) []effect { return t.cancelled(t0.Add(time.Second), "a2", "peer gave up") },
+	"cancelled other": func(t *tunnel) []effect { return t.cancelled(t0.Add(time.Second), "a1", "peer gave up") },
+	"nominated":       func(t *tunnel) []effect { return t.nominated(2, path2) },
+	"direct": func(t *tunnel) []effect {
+		return t.direct(t0.Add(time.Second), 2, path2, 90*time.Millisecond)
+	},
+	"failed": func(t *tunnel) []effect { return t.failed(t0.Add(time.Second), 2, "no path", false) },
+	"lost":   func(t *tunnel) []effect { return t.lost(t0.Add(time.Second), 2, "silent") },
+	"gone":   func(t *tunnel) []effect { return t.gone(t0.Add(time.Second), "charon ended it") },
+	"due":    func(t *tunnel) []effect { return t.due(t0.Add(time.Hour), nil) },
+	"stale": func(t *tunnel) []effect {
+		var out []effect
+		for _, effects := range [][]effect{
+			t.nominated(1, path2), t.direct(t0, 1, path2, 0), t.failed(t0, 1, "old", true), t.lost(t0, 1, "old"),
+		} {
+			out = append(out, effects...)
+		}
+		return out
+	},
+}
+
+// TestTunnelPunched has every event in every state: what the daemon is told to
+// do, and what the tunnel is then.
+func TestTunnelPunched(t *testing.T) {
+	const nothing = ""
+	tests := []struct{ state, event, effects, after string }{
+		{"idle", "wanted", nothing, "down: waiting for the rendezvous"},
+		{"idle", "ordered", "begin 3 a3", "down: punching, run"},
+		{"idle", "cancelled", nothing, "down: waiting for the rendezvous"},
+		{"idle", "nominated", nothing, "down: waiting for the rendezvous"},
+		{"idle", "direct", nothing, "down: waiting for the rendezvous"},
+		{"idle", "failed", nothing, "down: waiting for the rendezvous"},
+		{"idle", "lost", nothing, "down: waiting for the rendezvous"},
+		{"idle", "gone", nothing, "down: waiting for the rendezvous"},
+		{"idle", "due", nothing, "down: waiting for the rendezvous"},
+
+		{"adopted", "wanted", nothing, "standing on 1"},
+		{"adopted", "ordered", "begin 3 a3", "standing on 1, run"},
+		{"adopted", "cancelled", nothing, "standing on 1"},
+		{"adopted", "failed", nothing, "standing on 1"},
+		{"adopted", "gone", `lost "" "charon ended it"`, "down: charon ended it"},
+		{"adopted", "due", nothing, "standing on 1"},
+
+		{"punching", "wanted", nothing, "down: punching, run"},
+		{"punching", "ordered", "stop; begin 3 a3", "down: punching, run"},
+		{"punching", "cancelled", "stop", "down: peer gave up"},
+		{"punching", "cancelled other", nothing, "down: punching, run"},
+		{"punching", "nominated", "nominated a2 on 2", "down: path found, strongSwan is connecting, run"},
+		{"punching", "direct", "direct a2 on 2 90ms", "standing on 2, run, monitored"},
+		{"punching", "failed", `failed a2 "no path" 1s`, "down: no path"},
+		{"punching", "gone", nothing, "down: punching, run"},
+		{"punching", "due", nothing, "down: punching, run"},
+		{"punching", "stale", nothing, "down: punching, run"},
+
+		{"nominated", "ordered", "stop; begin 3 a3", "down: punching, run"},
+		{"nominated", "cancelled", "stop", "down: peer gave up"},
+		{"nominated", "nominated", "nominated a2 on 2", "down: path found, strongSwan is connecting, run"},
+		{"nominated", "direct", "direct a2 on 2 90ms", "standing on 2, run, monitored"},
+		{"nominated", "failed", `failed a2 "no path" 1s`, "down: no path"},
+		{"nominated", "gone", nothing, "down: path found, strongSwan is connecting, run"},
+
+		{"direct", "wanted", nothing, "standing on 1, run, monitored"},
+		{"direct", "ordered", "stop; begin 3 a3", "standing on 1, run"},
+		{"direct", "cancelled", nothing, "standing on 1, run, monitored"},
+		{"direct", "nominated", "nominated a2 on 2", "standing on 1, run, monitored"},
+		{"direct", "direct", "direct a2 on 2 90ms", "standing on 2, run, monitored"},
+		{"direct", "lost", `lost a2 "silent"`, "down: silent"},
+		{"direct", "gone", `lost a2 "charon ended it"; stop`, "down: charon ended it"},
+		{"direct", "due", nothing, "standing on 1, run, monitored"},
+		{"direct", "stale", nothing, "standing on 1, run, monitored"},
+
+		{"re-punching", "ordered", "stop; begin 3 a3", "standing on 1, run"},
+		{"re-punching", "cancelled", "stop", "standing on 1"},
+		{"re-punching", "cancelled other", nothing, "standing on 1, run"},
+		{"re-punching", "nominated", "nominated a2 on 2", "standing on 1, run"},
+		{"re-punching", "direct", "direct a2 on 2 90ms", "standing on 2, run, monitored"},
+		{"re-punching", "failed", `failed a2 "no path" 1s`, "standing on 1"},
+		{"re-punching", "gone", `lost "" "charon ended it"`, "down: charon ended it, run"},
+		{"re-punching", "stale", nothing, "standing on 1, run"},
+
+		{"unwatched", "wanted", nothing, "standing on 1"},
+		{"unwatched", "ordered", "begin 3 a3", "standing on 1, run"},
+		{"unwatched", "cancelled", nothing, "standing on 1"},
+		{"unwatched", "failed", nothing, "standing on 1"},
+		{"unwatched", "gone", `lost "" "charon ended it"`, "down: charon ended it"},
+		{"unwatched", "due", nothing, "standing on 1"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.state+"/"+tt.event, func(t *testing.T) {
+			tun := iceIn(tt.state)
+			if got := brief(iceEvents[tt.event](tun)); got != tt.effects {
+				t.Errorf("effects %q; want %q", got, tt.effects)
+			}
+			if got := summary(tun); got != tt.after {
+				t.Errorf("then %q; want %q", got, tt.after)
+			}
+		})
+	}
+}
+
+// brief writes effects as the tables do.
+func brief(effects []effect) string {
+	s := ""
+	for i, e := range effects {
+		if i > 0 {
+			s += "; "
+		}
+		switch e := e.(type) {
+		case stop:
+			s += "stop"
+		case begin:
+			s += fmt.Sprintf("begin %d", e.run)
+			if e.order != nil {
+				s += " " + string(e.order.Attempt)
+			}
+			if e.encap {
+				s += " encap"
+			}
+		case tell:
+			s += string(e.report.Outcome)
+			if e.report.Attempt != "" || e.report.Outcome == wire.OutcomeLost {
+				s += " " + orQuotes(string(e.report.Attempt))
+			}
+			s += onPath(e.report.Path)
+			if e.report.Reason != "" {
+				s += fmt.Sprintf(" %q", e.report.Reason)
+			}
+			if e.report.ElapsedMs != 0 {
+				s += " " + (time.Duration(e.report.ElapsedMs) * time.Millisecond).String()
+			}
+		}
+	}
+	return s
+}
+
+func orQuotes(s string) string {
+	if s == "" {
+		return `""`
+	}
+	return s
+}
+
+func onPath(p wire.Path) string {
+	switch p {
+	case path1:
+		return " on 1"
+	case path2:
+		return " on 2"
+	case wire.Path{}:
+		return ""
+	}
+	return fmt.Sprint(" on ", p)
+}
+
+// summary writes a tunnel's state as the tables do.
+func summary(t *tunnel) string {
+	s := "down: " + t.reason
+	if t.standing {
+		s = "standing" + onPath(t.path)
+	}
+	if t.run != 0 {
+		s += ", run"
+	}
+	if t.monitored {
+		s += ", monitored"
+	}
+	return s
+}
+
+// The tunnel to the connector is the agent's own to retry.
+func TestTunnelPublicRetries(t *testing.T) {
+	var ids counter
+	now := t0
+	tun := newTunnel(publicPeer, "", now)
+	if got := brief(tun.wanted(now, publicPeer, "store", ids.next)); got != "begin 1" {
+		t.Fatalf("wanted: %q; want the first run", got)
+	}
+	if got := brief(tun.wanted(now, publicPeer, "store", ids.next)); got != "" {
+		t.Errorf("wanted again, unchanged: %q; want nothing", got)
+	}
+	for _, wait := range []time.Duration{1, 2, 4, 8, 16, 30, 30} {
+		wait *= time.Second
+		if got := brief(tun.failed(now, tun.run, "no answer", false)); got != `failed "no answer"` {
+			t.Fatalf("failed: %q", got)
+		}
+		if got := brief(tun.due(now.Add(wait-1), ids.next)); got != "" {
+			t.Errorf("tried again before %v: %q", wait, got)
+		}
+		now = now.Add(wait)
+		if got, want := brief(tun.due(now, ids.next)), fmt.Sprintf("begin %d", ids); got != want {
+			t.Fatalf("due after %v: %q; want %q", wait, got, want)
+		}
+		tun.started = now // elapsed stays 0
+	}
+	tun.direct(now, tun.run, path1, time.Second)
+	if got := brief(tun.gone(now, "charon ended it")); got != `lost "" "charon ended it"; stop` {
+		t.Errorf("gone: %q", got)
+	}
+	if got := brief(tun.due(now.Add(publicRetryMin), ids.next)); got == "" {
+		t.Error("a success did not reset the back-off")
+	}
+}
+
+func TestTunnelPublicChanges(t *testing.T) {
+	var ids counter
+	moved := publicPeer
+	moved.Endpoint.Port = 4500
+	asICE := publicPeer
+	asICE.Plan = wire.PlanICE
+
+	tun := newTunnel(publicPeer, "store", t0)
+	tun.wanted(t0, publicPeer, "store", ids.next)
+	if got := brief(tun.wanted(t0, moved, "store", ids.next)); got != "stop; begin 2" {
+		t.Errorf("the connector's port changed: %q; want a new run", got)
+	}
+	tun.failed(t0, 2, "no answer", false)
+	if got := brief(tun.wanted(t0, asICE, "store", ids.next)); got != "" {
+		t.Errorf("to be punched from now on: %q; want nothing until the order", got)
+	}
+	if got := brief(tun.due(t0.Add(time.Hour), ids.next)); got != "" {
+		t.Errorf("a run without an order: %q", got)
+	}
+	if got := brief(tun.wanted(t0, publicPeer, "store", ids.next)); got != "begin 3" {
+		t.Errorf("public again: %q", got)
+	}
+}
+
+// An agent that comes back watches the tunnel to the connector again.
+func TestTunnelPublicAdopted(t *testing.T) {
+	var ids counter
+	tun := newTunnel(wire.Peer{Endpoint: wire.Endpoint{Name: publicPeer.Endpoint.Name}}, "store", t0)
+	tun.adopted(t0, path1)
+	if got := brief(tun.wanted(t0, publicPeer, "store", ids.next)); got != "begin 1" {
+		t.Errorf("wanted: %q", got)
+	}
+	if got := summary(tun); got != "standing on 1, run" {
+		t.Errorf("then %q", got)
+	}
+}
+
+// Where plain ESP did not get through, the next attempt puts it in UDP.
+func TestTunnelRemembersPlainESPFailed(t *testing.T) {
+	tun := iceIn("punching")
+	tun.failed(t0, 2, "no bytes", true)
+	if got := brief(tun.ordered(t0, orderFor(icePeer, "a3"), 3)); got != "begin 3 a3 encap" {
+		t.Errorf("next attempt: %q", got)
+	}
+}
+
+func TestTunnelBeginCarriesStore(t *testing.T) {
+	tun := newTunnel(icePeer, "old", t0)
+	tun.wanted(t0, icePeer, "new", nil)
+	want := []effect{begin{run: 1, peer: icePeer, order: orderFor(icePeer, "a1"), storeID: "new"}}
+	if got := tun.ordered(t0, orderFor(icePeer, "a1"), 1); !reflect.DeepEqual(got, want) {
+		t.Errorf("effects %+v; want %+v", got, want)
+	}
+}
+
+// tunnelWorld plays the daemon for a tunnel: it executes effects and checks
+// them against what must hold always.
+type tunnelWorld struct {
+	*testing.T
+	tun     *tunnel
+	peer    wire.Peer
+	ids     counter
+	now     time.Time
+	running *begin // the run under way
+	direct  bool   // its last word
+	attempt int
+}
+
+func (w *tunnelWorld) perform(event string, effects []effect) {
+	for _, e := range effects {
+		switch e := e.(type) {
+		case stop:
+			if w.running == nil {
+				w.Fatalf("%s: stop without a run", event)
+			}
+			w.running = nil
+		case begin:
+			if w.running != nil {
+				w.Fatalf("%s: run %d begins while %d runs", event, e.run, w.running.run)
+			}
+			if (e.order == nil) != (e.peer.Plan == wire.PlanPublic) {
+				w.Fatalf("%s: plan %q with order %v", event, e.peer.Plan, e.order)
+			}
+			w.running, w.direct = &e, false
+		case tell:
+			w.checkReport(event, e.report)
+		}
+	}
+	w.checkState(event)
+}
+
+func (w *tunnelWorld) checkReport(event string, r *wire.Report) {
+	if err := r.Validate(); err != nil {
+		w.Fatalf("%s: %v", event, err)
+	}
+	if (r.Outcome == wire.OutcomeFailed || r.Outcome == wire.OutcomeLost) && r.Reason == "" {
+		w.Fatalf("%s: %s without a reason", event, r.Outcome)
+	}
+	want := wire.AttemptID("")
+	// The loss of an older tunnel is not the attempt's.
+	if w.running != nil && w.running.order != nil && (r.Outcome != wire.OutcomeLost || w.direct) {
+		want = w.running.order.Attempt
+	}
+	if r.Attempt != want {
+		w.Fatalf("%s: %s for attempt %q; want %q", event, r.Outcome, r.Attempt, want)
+	}
+	if r.Outcome == wire.OutcomeLost && event != "lost" && event != "gone" {
+		w.Fatalf("a tunnel was reported lost by %s", event)
+	}
+}
+
+func (w *tunnelWorld) checkState(event string) {
+	t := w.tun
+	switch {
+	case (t.run != 0) != (w.running != nil) || t.run != 0 && t.run != w.running.run:
+		w.Fatalf("%s: the tunnel thinks run %d is under way, the daemon %+v", event, t.run, w.running)
+	case t.peer.Plan == wire.PlanPublic && t.run == 0 && t.retryAt.IsZero():
+		w.Fatalf("%s: nobody works on the tunnel to the connector, now or later", event)
+	case t.peer.Plan != wire.PlanPublic && !t.retryAt.IsZero():
+		w.Fatalf("%s: a punch is planned without an order", event)
+	case t.monitored && (!t.standing || t.run == 0):
+		w.Fatalf("%s: monitored, but %s", event, summary(t))
+	case t.standing == (t.reason != ""):
+		w.Fatalf("%s: standing %v with reason %q", event, t.standing, t.reason)
+	case t.standing && !t.path.Remote.IsValid():
+		w.Fatalf("%s: standing on no path", event)
+	}
+}
+
+// step makes one event that can happen now.
+func (w *tunnelWorld) step(rng *rand.Rand) {
+	w.now = w.now.Add(time.Duration(rng.IntN(3000)) * time.Millisecond)
+	run := runID(0)
+	if w.running != nil {
+		run = w.running.run
+	}
+	switch t := w.tun; rng.IntN(10) {
+	case 0:
+		w.perform("wanted", t.wanted(w.now, w.peer, "store", w.ids.next))
+	case 1:
+		w.peer.Plan = []wire.Plan{wire.PlanICE, wire.PlanPublic}[rng.IntN(2)]
+		w.perform("wanted", t.wanted(w.now, w.peer, "store", w.ids.next))
+	case 2:
+		if w.peer.Plan == wire.PlanICE {
+			w.attempt++
+			w.perform("ordered", t.ordered(w.now, orderFor(w.peer, wire.AttemptID(fmt.Sprint("a", w.attempt))), w.ids.next()))
+		}
+	case 3:
+		if w.peer.Plan == wire.PlanICE {
+			id := wire.AttemptID(fmt.Sprint("a", max(0, w.attempt-rng.IntN(2))))
+			w.perform("cancelled", t.cancelled(w.now, id, "cancelled"))
+		}
+	case 4:
+		w.stale(rng)
+	case 5:
+		w.perform("gone", t.gone(w.now, "gone"))
+	case 6:
+		w.perform("due", t.due(w.now, w.ids.next))
+	case 7:
+		if w.running != nil {
+			w.perform("nominated", t.nominated(run, path1))
+		}
+	case 8:
+		if w.running != nil {
+			w.direct = true
+			w.perform("direct", t.direct(w.now, run, path2, time.Second))
+		}
+	case 9:
+		w.end(rng, run)
+	}
+}
+
+// end is the run's own end: as a failure only before it was direct.
+func (w *tunnelWorld) end(rng *rand.Rand, run runID) {
+	if w.running == nil {
+		return
+	}
+	effects, event := []effect(nil), "failed"
+	standing := w.tun.standing
+	if w.direct {
+		effects, event = w.tun.lost(w.now, run, "lost"), "lost"
+	} else {
+		effects = w.tun.failed(w.now, run, "failed", rng.IntN(2) == 0)
+	}
+	for _, e := range effects {
+		if r, ok := e.(tell); ok {
+			w.checkReport(event, r.report)
+		}
+	}
+	w.running = nil
+	if event == "failed" && w.tun.standing != standing {
+		w.Fatal("a failed attempt changed a tunnel that stood before it")
+	}
+	w.checkState(event)
+}
+
+// stale is the late word of a run that was replaced.
+func (w *tunnelWorld) stale(rng *rand.Rand) {
+	if w.running == nil || w.ids < 2 {
+		return
+	}
+	before, old := *w.tun, w.running.run-1
+	effects := [][]effect{
+		w.tun.nominated(old, path1), w.tun.direct(w.now, old, path1, 0),
+		w.tun.failed(w.now, old, "stale", true), w.tun.lost(w.now, old, "stale"),
+	}[rng.IntN(4)]
+	if len(effects) > 0 || !reflect.DeepEqual(before, *w.tun) {
+		w.Fatalf("a stale run changed %+v to %+v, effects %s", before, *w.tun, brief(effects))
+	}
+}
+
+func TestTunnelInvariants(t *testing.T) {
+	for seed := range uint64(200) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(seed, 0))
+			peer := []wire.Peer{icePeer, publicPeer}[seed%2]
+			w := &tunnelWorld{T: t, tun: newTunnel(peer, "store", t0), peer: peer, now: t0}
+			if rng.IntN(2) == 0 {
+				w.tun.adopted(t0, path1)
+			}
+			w.perform("wanted", w.tun.wanted(t0, peer, "store", w.ids.next))
+			for range 400 {
+				w.step(rng)
+			}
+		})
+	}
+}

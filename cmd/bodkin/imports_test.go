@@ -1,0 +1,150 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const modulePath = "github.com/bodkin-net/bodkin"
+
+// room is what a package may import, tests aside. Rooms are packages of this
+// module, modules are prefixes of import paths outside of it.
+type room struct {
+	rooms, modules []string
+}
+
+// rooms is the table of the design: who knows whom. wire, punch, store and
+// agent/charon do not know each other, and agent knows nothing of rendezvous
+// but the wire.
+var rooms = map[string]room{
+	"rendezvous/wire": {},
+	"rendezvous": {
+		rooms: []string{"rendezvous/wire", "store"},
+		modules: []string{
+			"github.com/pion/stun/v4", "github.com/gorilla/websocket", "go.yaml.in/yaml/v3",
+			"github.com/prometheus/client_golang", // metrics
+			"github.com/fsnotify/fsnotify",        // communitiesDir
+			"golang.org/x/time",                   // STUN rate limits
+		},
+	},
+	"punch": {
+		modules: []string{
+			"github.com/pion/ice/v4", "github.com/pion/stun/v4",
+			"github.com/pion/logging", "github.com/pion/transport/v5", // in the interfaces of pion/ice
+		},
+	},
+	"punch/rawudp": {modules: []string{"golang.org/x/sys", "golang.org/x/net"}},
+	"agent": {
+		rooms: []string{"rendezvous/wire", "punch", "punch/rawudp", "agent/charon"},
+		modules: []string{
+			"github.com/gorilla/websocket", "go.yaml.in/yaml/v3",
+			"golang.org/x/sys", // SO_MARK
+		},
+	},
+	"agent/charon": {modules: []string{"github.com/strongswan/govici"}},
+	"store":        {modules: []string{"go.etcd.io/bbolt"}},
+	"cmd/bodkin": {
+		rooms:   []string{"rendezvous", "rendezvous/wire", "agent", "agent/charon", "punch", "store"},
+		modules: []string{"github.com/spf13/cobra"},
+	},
+	// The lab stands beside Bodkin: what it tests is the built binary.
+	"e2e/lab":    {modules: []string{"github.com/strongswan/govici", "golang.org/x/sys"}},
+	"e2e":        {rooms: []string{"e2e/lab"}},
+	"e2e/labrun": {rooms: []string{"e2e", "e2e/lab", "agent/charon"}},
+}
+
+type goPackage struct {
+	ImportPath string
+	Imports    []string
+}
+
+func listPackages(t *testing.T) []goPackage {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports", modulePath+"/...")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, stderr.String())
+	}
+	var pkgs []goPackage
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p goPackage
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return pkgs
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+func TestImports(t *testing.T) {
+	for _, p := range listPackages(t) {
+		for _, complaint := range breaches(p) {
+			t.Error(complaint)
+		}
+	}
+}
+
+// breaches says how a package breaks the table.
+func breaches(p goPackage) []string {
+	name := strings.TrimPrefix(p.ImportPath, modulePath+"/")
+	for _, element := range strings.Split(name, "/") {
+		if slices.Contains([]string{"util", "utils", "common", "helper", "helpers"}, element) {
+			return []string{"package " + name + ": a name that says nothing: call it by what it holds"}
+		}
+	}
+	allowed, ok := rooms[name]
+	if !ok {
+		return []string{"package " + name + " is not in the table of rooms: add it there, with what it may import and the reason it exists"}
+	}
+	var out []string
+	for _, path := range p.Imports {
+		if !mayImport(allowed, path) {
+			out = append(out, "package "+name+" imports "+strings.TrimPrefix(path, modulePath+"/")+
+				", which the table of rooms does not allow: move the code, or change the table and say why")
+		}
+	}
+	return out
+}
+
+func mayImport(r room, path string) bool {
+	if own, ok := strings.CutPrefix(path, modulePath+"/"); ok {
+		return slices.Contains(r.rooms, own)
+	}
+	if first, _, _ := strings.Cut(path, "/"); !strings.Contains(first, ".") {
+		return true // the standard library
+	}
+	return slices.ContainsFunc(r.modules, func(m string) bool { return path == m || strings.HasPrefix(path, m+"/") })
+}
+
+// The rules themselves, on packages that break them.
+func TestBreaches(t *testing.T) {
+	tests := []struct {
+		name, imports, want string // want is empty where all is well
+	}{
+		{"store", "fmt go.etcd.io/bbolt go.etcd.io/bbolt/errors", ""},
+		{"store", "go.etcd.io/bbolt2", "imports go.etcd.io/bbolt2"},
+		{"agent", modulePath + "/rendezvous/wire", ""},
+		{"agent", modulePath + "/rendezvous", "agent imports rendezvous"},
+		{"agent", modulePath + "/store", "agent imports store"},
+		{"punch", modulePath + "/punch/rawudp", "punch imports punch/rawudp"},
+		{"rendezvous/wire", "github.com/pion/stun/v4", "imports github.com/pion/stun/v4"},
+		{"rendezvous", modulePath + "/cmd/bodkin", "imports cmd/bodkin"},
+		{"cmd/bodkin", modulePath + "/e2e/lab", "imports e2e/lab"},
+		{"agent/util", "fmt", "a name that says nothing"},
+		{"gossip", "fmt", "add it there"},
+	}
+	for _, tt := range tests {
+		got := strings.Join(breaches(goPackage{ImportPath: modulePath + "/" + tt.name, Imports: strings.Fields(tt.imports)}), "\n")
+		if tt.want == "" && got != "" || !strings.Contains(got, tt.want) {
+			t.Errorf("%s importing %s: %q; want %q", tt.name, tt.imports, got, tt.want)
+		}
+	}
+}

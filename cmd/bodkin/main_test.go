@@ -1,0 +1,141 @@
+package main
+
+import (
+	"bytes"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// asMain makes the test binary behave as bodkin: daemons are tested as
+// processes, with their exit codes.
+const asMain = "BODKIN_TEST_AS_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asMain) != "" {
+		main()
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// run executes a command line in this process.
+func run(t *testing.T, stdin string, args ...string) (stdout string, err error) {
+	t.Helper()
+	var out bytes.Buffer
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetIn(strings.NewReader(stdin))
+	root.SetOut(&out)
+	root.SetErr(&out)
+	err = root.ExecuteContext(t.Context())
+	return out.String(), err
+}
+
+// daemon serves handler on a unix socket, as agent and rendezvous do.
+func daemon(t *testing.T, handler http.HandlerFunc) (socket string) {
+	t.Helper()
+	// Paths of unix sockets are short; those of t.TempDir need not be.
+	dir, err := os.MkdirTemp("", "bodkin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket = filepath.Join(dir, "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: handler}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = srv.Serve(l) }()
+	t.Cleanup(func() {
+		srv.Close()
+		<-done
+		os.RemoveAll(dir)
+	})
+	return socket
+}
+
+func writeFile(t *testing.T, name, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestUsageErrors(t *testing.T) {
+	badKey := writeFile(t, "bad.yaml", "foo: bar\n")
+	tests := []struct {
+		args string
+		want string
+	}{
+		{"dance", `unknown command "dance"`},
+		{"--dance", "unknown flag: --dance"},
+		{"status now", "bodkin status"},
+		{"status -o xml", "want table or json"},
+		{"community dance", "bodkin community"},
+		{"community apply", "-f FILE is missing"},
+		{"community apply -f /nonexistent.yaml", "/nonexistent.yaml"},
+		{"community get a b", "bodkin community get"},
+		{"community get -o xml", "want table or json"},
+		{"community delete", "bodkin community delete"},
+		{"community delete a b", "bodkin community delete"},
+		{"version 2", "bodkin version"},
+		{"agent now", "bodkin agent"},
+		{"agent --config /nonexistent.yaml", "/nonexistent.yaml"},
+		{"agent --config " + badKey, badKey + ": line 1: foo: unknown key"},
+		{"rendezvous now", "bodkin rendezvous"},
+		{"rendezvous --config /nonexistent.yaml", "/nonexistent.yaml"},
+		{"rendezvous --config " + badKey, badKey},
+	}
+	for _, tt := range tests {
+		t.Run(tt.args, func(t *testing.T) {
+			_, err := run(t, "", strings.Fields(tt.args)...)
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Fatalf("error %v; want %q", err, tt.want)
+			}
+			if got := exitCode(err); got != exitConfig {
+				t.Errorf("exit code %d for %v; want %d", got, err, exitConfig)
+			}
+			if strings.Contains(err.Error(), "\n") {
+				t.Errorf("%q is more than a line", err)
+			}
+		})
+	}
+}
+
+func TestHelp(t *testing.T) {
+	for _, args := range [][]string{nil, {"community"}, {"--help"}} {
+		out, err := run(t, "", args...)
+		if err != nil || !strings.Contains(out, "Usage:") {
+			t.Errorf("bodkin %v: %v, %q; want the usage", args, err, out)
+		}
+	}
+}
+
+func TestVersion(t *testing.T) {
+	defer func(v string) { version = v }(version)
+	version = "v0.1.0-test"
+	for args, want := range map[string]string{"version": "bodkin v0.1.0-test\n", "--version": "bodkin version v0.1.0-test\n"} {
+		if out, err := run(t, "", args); err != nil || out != want {
+			t.Errorf("bodkin %s: %q, %v; want %q", args, out, err, want)
+		}
+	}
+}
+
+func TestNoDaemon(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "absent.sock")
+	for _, args := range [][]string{{"status"}, {"community", "get"}} {
+		_, err := run(t, "", append(args, "--socket", socket)...)
+		if err == nil || exitCode(err) != exitFailed || !strings.Contains(err.Error(), socket) || !strings.Contains(err.Error(), "is it running") {
+			t.Errorf("bodkin %v: %v; want exit code %d and the socket's path", args, err, exitFailed)
+		}
+	}
+}

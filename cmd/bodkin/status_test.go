@@ -1,0 +1,179 @@
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/bodkin-net/bodkin/agent"
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+var statusNow = time.Date(2024, 2, 1, 8, 0, 0, 0, time.UTC)
+
+// goodStatus is edge1 with a tunnel to the connector, one to edge2 on its LAN,
+// and none to edge3.
+func goodStatus() agent.Status {
+	path := func(kind wire.PathKind, remote string) wire.Path {
+		return wire.Path{Kind: kind, Local: netip.MustParseAddrPort("10.22.46.30:4500"), Remote: netip.MustParseAddrPort(remote)}
+	}
+	return agent.Status{
+		Node: "beijing.edge1", Identity: "C=CN, O=fabedge.io, CN=beijing.edge1", Version: "v0.1.0",
+		Rendezvous: agent.ConnectionStatus{Address: "wss://10.40.20.181:7443/v1/agent", Connected: true, Since: statusNow.Add(-90 * time.Second)},
+		Charon:     agent.ConnectionStatus{Address: "/var/run/charon.vici", Connected: true},
+		Local:      []netip.AddrPort{netip.MustParseAddrPort("10.22.46.30:4500")},
+		Mapped:     netip.MustParseAddrPort("203.0.113.7:41000"),
+		NAT:        wire.NAT{Present: true, Mapping: wire.EndpointIndependent},
+		Tunnels: []agent.TunnelStatus{
+			{Peer: "beijing.connector", State: "direct", Plan: wire.PlanPublic, Path: path(wire.PathPublic, "10.40.20.181:45000"),
+				Since: statusNow.Add(-time.Hour), TimeToDirectMs: 35},
+			{Peer: "beijing.edge2", State: "direct", Plan: wire.PlanICE, Path: path(wire.PathHost, "10.22.46.28:4500"), Monitored: true,
+				Since: statusNow.Add(-62 * time.Second), TimeToDirectMs: 81, Communities: []string{"all-edges"}},
+			{Peer: "beijing.edge3", State: "down", Plan: wire.PlanICE, Reason: "punching", Since: statusNow},
+		},
+	}
+}
+
+func TestPrintStatus(t *testing.T) {
+	apart := goodStatus()
+	apart.Rendezvous = agent.ConnectionStatus{Address: "wss://r:7443/v1/agent", Error: "connection refused"}
+	apart.Charon = agent.ConnectionStatus{Address: "/run/charon.vici", Error: "no such file"}
+	apart.Mapped, apart.NAT, apart.Tunnels = netip.AddrPort{}, wire.NAT{}, nil
+	tests := []struct {
+		name   string
+		status agent.Status
+		want   string
+	}{
+		{"good", goodStatus(), `
+node        beijing.edge1 (C=CN, O=fabedge.io, CN=beijing.edge1)
+rendezvous  wss://10.40.20.181:7443/v1/agent, connected 1m30s ago
+charon      /var/run/charon.vici, connected
+observed    203.0.113.7[41000], NAT: endpoint-independent mapping, unknown filtering
+
+PEER               STATE   PATH    PEER ADDRESS         TIME TO DIRECT  SINCE       REASON
+beijing.connector  direct  public  10.40.20.181[45000]  35 ms           1h0m0s ago  -
+beijing.edge2      direct  host    10.22.46.28[4500]    81 ms           1m2s ago    -
+beijing.edge3      down    -       -                    -               0s ago      punching
+`},
+		{"nothing there", apart, `
+node        beijing.edge1 (C=CN, O=fabedge.io, CN=beijing.edge1)
+rendezvous  wss://r:7443/v1/agent, not connected: connection refused
+charon      /run/charon.vici, not connected: no such file
+observed    not yet
+
+no peers: no community names this node
+`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var out strings.Builder
+			if err := printStatus(&out, tt.status, statusNow); err != nil {
+				t.Fatal(err)
+			}
+			if got, want := out.String(), strings.TrimPrefix(tt.want, "\n"); got != want {
+				t.Errorf("got:\n%s\nwant:\n%s", got, want)
+			}
+		})
+	}
+}
+
+func TestObserved(t *testing.T) {
+	mapped := netip.MustParseAddrPort("203.0.113.7:4500")
+	tests := []struct {
+		status agent.Status
+		want   string
+	}{
+		{agent.Status{}, "not yet"},
+		{agent.Status{Mapped: mapped}, "203.0.113.7[4500], no NAT"},
+		{agent.Status{Mapped: mapped, NAT: wire.NAT{Present: true, Mapping: wire.AddressAndPortDependent, Filtering: wire.AddressDependent}},
+			"203.0.113.7[4500], NAT: address-and-port-dependent mapping, address-dependent filtering"},
+		{agent.Status{NAT: wire.NAT{Blocked: "no answer over UDP"}}, "nowhere: no answer over UDP"},
+	}
+	for _, tt := range tests {
+		if got := observed(tt.status); got != tt.want {
+			t.Errorf("observed(%+v) = %q; want %q", tt.status, got, tt.want)
+		}
+	}
+}
+
+func TestStatusCommand(t *testing.T) {
+	socket := daemon(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet || r.URL.Path != "/v1/status" {
+			http.NotFound(w, r)
+			return
+		}
+		if err := json.NewEncoder(w).Encode(goodStatus()); err != nil {
+			t.Error(err)
+		}
+	})
+	out, err := run(t, "", "status", "--socket", socket, "-o", "json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got agent.Status
+	if err := json.Unmarshal([]byte(out), &got); err != nil || !reflect.DeepEqual(got, goodStatus()) {
+		t.Errorf("json: %v\n got %+v\nwant %+v", err, got, goodStatus())
+	}
+	out, err = run(t, "", "status", "--socket", socket)
+	if err != nil || !strings.Contains(out, "beijing.edge2") || !strings.Contains(out, "10.40.20.181[45000]") {
+		t.Errorf("table: %v\n%s", err, out)
+	}
+}
+
+// The keys are an interface: scripts read them.
+func TestStatusJSON(t *testing.T) {
+	s := goodStatus()
+	s.Tunnels = s.Tunnels[1:2]
+	var out strings.Builder
+	if err := printJSON(&out, s); err != nil {
+		t.Fatal(err)
+	}
+	const want = `{
+  "node": "beijing.edge1",
+  "identity": "C=CN, O=fabedge.io, CN=beijing.edge1",
+  "version": "v0.1.0",
+  "rendezvous": {
+    "address": "wss://10.40.20.181:7443/v1/agent",
+    "connected": true,
+    "since": "2024-02-01T07:58:30Z"
+  },
+  "charon": {
+    "address": "/var/run/charon.vici",
+    "connected": true
+  },
+  "local": [
+    "10.22.46.30:4500"
+  ],
+  "mapped": "203.0.113.7:41000",
+  "nat": {
+    "present": true,
+    "mapping": "endpoint-independent"
+  },
+  "tunnels": [
+    {
+      "peer": "beijing.edge2",
+      "state": "direct",
+      "plan": "ice",
+      "path": {
+        "kind": "host",
+        "local": "10.22.46.30:4500",
+        "remote": "10.22.46.28:4500"
+      },
+      "monitored": true,
+      "since": "2024-02-01T07:58:58Z",
+      "timeToDirectMs": 81,
+      "communities": [
+        "all-edges"
+      ]
+    }
+  ]
+}
+`
+	if out.String() != want {
+		t.Errorf("got:\n%s\nwant:\n%s", out.String(), want)
+	}
+}

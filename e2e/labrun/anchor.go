@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/strongswan/govici/vici"
+
+	"github.com/bodkin-net/bodkin/e2e/lab"
+)
+
+const (
+	// mediationPoll is between looks at charon's SAs.
+	mediationPoll = 20 * time.Millisecond
+	// mediationTimeout is for an SA to come or go, repetitions included.
+	mediationTimeout = 20 * time.Second
+)
+
+// mediation is the anchor: strongSwan's IKEv2 mediation extension the way
+// FabEdge uses it with connectorAsMediator. A mediation server on a public
+// address, and two clients behind NATs that keep an SA with it; one of them
+// initiates the connection to the other through it.
+type mediation struct {
+	left, right mediated
+	initiator   *vici.Session
+}
+
+// mediated is a client of the mediation server.
+type mediated struct {
+	side
+	node string // its certificate's name
+}
+
+// Names in swanctl.conf must not have dots, so these do without the cluster.
+const (
+	mediatorConn = "mediator"
+	mediatedConn = "peer"
+	mediatedNet  = "peer-p2p"
+)
+
+// newMediation starts server and clients in l, and returns when both mediation
+// SAs are up.
+func newMediation(ctx context.Context, l *lab.Lab, kind lab.NATKind, edgeLink lab.Link) (*mediation, error) {
+	server, err := l.Host("med", lab.HostOptions{})
+	if err != nil {
+		return nil, err
+	}
+	const serverNode = "beijing.mediator"
+	if _, err := server.StartCharon(lab.CharonOptions{Node: serverNode, Swanctl: mediatorConf(serverNode)}); err != nil {
+		return nil, err
+	}
+	m := &mediation{left: mediated{node: "beijing.left"}, right: mediated{node: "beijing.right"}}
+	for i, end := range []struct{ self, peer *mediated }{{&m.left, &m.right}, {&m.right, &m.left}} {
+		end.self.pods = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 234, byte(i), 0}), 24)
+		end.self.pod = end.self.pods.Addr().Next()
+		end.peer.pods = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 234, byte(1 - i), 0}), 24)
+		if end.self.router, err = l.Router(fmt.Sprintf("m%dx", i), lab.RouterOptions{NAT: kind}); err != nil {
+			return nil, err
+		}
+		if err := end.self.router.SetLink(edgeLink); err != nil {
+			return nil, err
+		}
+		if end.self.host, err = l.Host(fmt.Sprintf("m%d", i), lab.HostOptions{Router: end.self.router}); err != nil {
+			return nil, err
+		}
+		if err := end.self.host.AddAddress(netip.PrefixFrom(end.self.pod, 24)); err != nil {
+			return nil, err
+		}
+		conf := mediatedConf(server.Addr(), serverNode, *end.self, *end.peer)
+		if _, err := end.self.host.StartCharon(lab.CharonOptions{Node: end.self.node, Swanctl: conf}); err != nil {
+			return nil, err
+		}
+		if out, err := end.self.host.Swanctl(ctx, "--initiate", "--ike", mediatorConn, "--timeout", "20"); err != nil {
+			return nil, fmt.Errorf("mediation SA of %s: %w: %s", end.self.node, err, out)
+		}
+	}
+	m.initiator, err = vici.NewSession(vici.WithAddr("unix", m.left.host.VICISocket()))
+	return m, err
+}
+
+func (m *mediation) Close() error {
+	if m.initiator == nil {
+		return nil
+	}
+	return m.initiator.Close()
+}
+
+// initiate asks the left charon for the tunnel and does not wait for it.
+func (m *mediation) initiate(context.Context) error {
+	in := vici.NewMessage()
+	err := errors.Join(in.Set("ike", mediatedConn), in.Set("child", mediatedNet), in.Set("timeout", "-1"))
+	if err != nil {
+		return err
+	}
+	if _, err := m.initiator.CommandRequest("initiate", in); err != nil {
+		return fmt.Errorf("initiate %s: %w", mediatedNet, err)
+	}
+	return nil
+}
+
+// run measures one tunnel, and takes it away again.
+func (m *mediation) run(ctx context.Context) (time.Duration, error) {
+	took, err := timeToPing(ctx, m.left.host, m.left.pod, m.right.pod, m.initiate)
+	if err != nil {
+		return 0, fmt.Errorf("mediation: %w", err)
+	}
+	return took, m.reset(ctx)
+}
+
+// reset ends the tunnel at both ends and makes the NATs forget it; the
+// mediation SAs stay.
+func (m *mediation) reset(ctx context.Context) error {
+	if out, err := m.left.host.Swanctl(ctx, "--terminate", "--ike", mediatedConn, "--timeout", "20"); err != nil {
+		return fmt.Errorf("terminate: %w: %s", err, out)
+	}
+	for _, end := range []mediated{m.left, m.right} {
+		if err := end.waitGone(ctx, mediatedConn); err != nil {
+			return err
+		}
+	}
+	return forgetFlows(ctx, m.left.router, m.right.router)
+}
+
+func (e mediated) waitGone(ctx context.Context, conn string) error {
+	ctx, cancel := context.WithTimeout(ctx, mediationTimeout)
+	defer cancel()
+	ticker := time.NewTicker(mediationPoll)
+	defer ticker.Stop()
+	for {
+		out, err := e.host.Swanctl(ctx, "--list-sas", "--ike", conn)
+		if err != nil {
+			return err
+		}
+		if !strings.Contains(out, conn+":") {
+			return nil
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%s of %s is still there: %w: %s", conn, e.node, ctx.Err(), out)
+		}
+	}
+}
+
+func subject(node string) string { return fmt.Sprintf("%q", "C=CN, O=fabedge.io, CN="+node) }
+
+func mediatorConf(node string) string {
+	return fmt.Sprintf(`connections {
+  %s {
+    version = 2
+    mediation = yes
+    local {
+      auth = pubkey
+      certs = node.pem
+      id = %s
+    }
+    remote {
+      auth = pubkey
+    }
+  }
+}
+`, mediatorConn, subject(node))
+}
+
+// mediatedConf has the shape of Bodkin's own connections where mediation does
+// not need another: ports, proposals, selectors.
+func mediatedConf(server netip.Addr, serverNode string, self, peer mediated) string {
+	return fmt.Sprintf(`connections {
+  %[1]s {
+    version = 2
+    mediation = yes
+    mobike = no
+    local_port = 4500
+    remote_port = 4500
+    remote_addrs = %[2]s
+    local {
+      auth = pubkey
+      certs = node.pem
+      id = %[3]s
+    }
+    remote {
+      auth = pubkey
+      id = %[4]s
+    }
+  }
+  %[5]s {
+    version = 2
+    mobike = no
+    local_port = 4500
+    proposals = %[10]s
+    mediated_by = %[1]s
+    mediation_peer = %[6]s
+    local {
+      auth = pubkey
+      certs = node.pem
+      id = %[3]s
+    }
+    remote {
+      auth = pubkey
+      id = %[6]s
+    }
+    children {
+      %[7]s {
+        local_ts = %[8]s
+        remote_ts = %[9]s
+        esp_proposals = %[11]s
+      }
+    }
+  }
+}
+`, mediatorConn, server, subject(self.node), subject(serverNode), mediatedConn, subject(peer.node),
+		mediatedNet, self.pods, peer.pods, ikeProposals, espProposals)
+}

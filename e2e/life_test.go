@@ -1,0 +1,240 @@
+package e2e
+
+import (
+	"context"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/bodkin-net/bodkin/e2e/lab"
+)
+
+// during pings from a to b every 20 ms while f runs and fails the test for each
+// ping that was lost.
+func during(ctx context.Context, t *testing.T, a, b *Node, f func()) {
+	t.Helper()
+	pctx, stop := context.WithCancel(ctx)
+	type result struct {
+		lab.PingResult
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		var all lab.PingResult
+		for pctx.Err() == nil {
+			res, err := a.PingPod(ctx, b, 10, 20*time.Millisecond)
+			all.Sent, all.Received = all.Sent+res.Sent, all.Received+res.Received
+			if err != nil {
+				done <- result{all, err}
+				return
+			}
+		}
+		done <- result{all, nil}
+	}()
+	f()
+	stop()
+	res := <-done
+	if res.err != nil || res.Lost() != 0 || res.Sent == 0 {
+		t.Fatalf("%d of %d pings lost, error %v", res.Lost(), res.Sent, res.err)
+	}
+}
+
+// trio is three edges behind their own NATs, all direct with each other.
+func trio(ctx context.Context, t *testing.T, c *Cluster) (a, b, d *Node) {
+	t.Helper()
+	a, _ = edge(ctx, t, c, "edge1", lab.PortRestricted)
+	b, _ = edge(ctx, t, c, "edge2", lab.PortRestricted)
+	d, _ = edge(ctx, t, c, "edge3", lab.AddressRestricted)
+	must(t, c.WaitOnline(ctx, c.Connector, a, b, d))
+	must(t, c.Apply(ctx, "all-edges", a, b, d))
+	direct(ctx, t, c, a, b)
+	direct(ctx, t, c, a, d)
+	direct(ctx, t, c, b, d)
+	return a, b, d
+}
+
+// TestLeave: an edge that leaves a community loses exactly that tunnel.
+func TestLeave(t *testing.T) {
+	ctx, c := start(t, ClusterOptions{})
+	a, b, d := trio(ctx, t, c)
+	during(ctx, t, a, b, func() {
+		must(t, c.Apply(ctx, "all-edges", a, b))
+		for _, n := range []*Node{a, b} {
+			must(t, c.until(ctx, n.Name+" drops its tunnel to "+d.Name, func() (bool, error) {
+				conns, err := n.Swanctl(ctx, "--list-conns")
+				sas, err2 := n.Swanctl(ctx, "--list-sas")
+				return err == nil && err2 == nil && !strings.Contains(conns, d.Name) && !strings.Contains(sas, d.Name), nil
+			}))
+		}
+	})
+	direct(ctx, t, c, a, b)
+	pings(ctx, t, d, c.Connector)
+	listing, err := d.Swanctl(ctx, "--list-sas")
+	must(t, err)
+	if !strings.Contains(listing, "beijing.connector: #") || strings.Contains(listing, a.Name+":") || strings.Contains(listing, b.Name+":") {
+		t.Errorf("%s should be left with its connector tunnel alone:\n%s", d.Name, listing)
+	}
+}
+
+// TestRendezvousRestart: tunnels do not notice, nothing that matters is forgotten.
+func TestRendezvousRestart(t *testing.T) {
+	ctx, c := start(t, ClusterOptions{})
+	a, b, d := trio(ctx, t, c)
+	before := map[*Node]string{}
+	for _, n := range []*Node{a, b, d} {
+		before[n] = established(ctx, t, n)
+	}
+	during(ctx, t, a, b, func() {
+		must(t, c.RestartRendezvous(ctx, nil))
+		must(t, c.WaitOnline(ctx, c.Connector, a, b, d))
+		for _, p := range [][2]*Node{{a, b}, {a, d}, {b, d}, {a, c.Connector}} {
+			if got := direct(ctx, t, c, p[0], p[1]); got.Attempts > 1 {
+				t.Errorf("%s was punched again (%d attempts) although its tunnel stands", got.ID, got.Attempts)
+			}
+		}
+	})
+	for n, ids := range before {
+		if after := established(ctx, t, n); after != ids {
+			t.Errorf("IKE SAs of %s changed from %q to %q", n.Name, ids, after)
+		}
+	}
+}
+
+// established lists a node's IKE SAs by name and number.
+func established(ctx context.Context, t *testing.T, n *Node) string {
+	t.Helper()
+	out, err := n.Swanctl(ctx, "--list-sas")
+	must(t, err)
+	var ids []string
+	for line := range strings.Lines(out) {
+		if id, rest, ok := strings.Cut(line, ","); ok && strings.Contains(rest, "ESTABLISHED") && !strings.HasPrefix(line, " ") {
+			ids = append(ids, id)
+		}
+	}
+	return strings.Join(ids, "; ")
+}
+
+// TestAgentRestart: a killed agent's tunnels live on, are adopted when it comes
+// back, and connections of others stay untouched.
+func TestAgentRestart(t *testing.T) {
+	ctx, c := start(t, ClusterOptions{})
+	a, b, _ := trio(ctx, t, c)
+	stranger := addStranger(ctx, t, a)
+	before := established(ctx, t, a)
+	during(ctx, t, a, b, func() {
+		a.Agent().Kill()
+		must(t, a.StartAgent(ctx))
+		must(t, c.until(ctx, "the tunnels are adopted and watched again", func() (bool, error) {
+			s, err := a.Status(ctx)
+			if err != nil || len(s.Tunnels) != 3 {
+				return false, nil
+			}
+			for _, tun := range s.Tunnels {
+				if tun.State != "direct" || !tun.Monitored {
+					return false, nil
+				}
+			}
+			return true, nil
+		}))
+	})
+	if after := established(ctx, t, a); after != before {
+		t.Errorf("IKE SAs changed from %q to %q: a tunnel was not adopted", before, after)
+	}
+	conns, err := a.Swanctl(ctx, "--list-conns")
+	must(t, err)
+	if !strings.Contains(conns, stranger) {
+		t.Errorf("the connection of somebody else is gone:\n%s", conns)
+	}
+}
+
+// TestStop: tunnels stay when the agent stops, and end when that is asked for.
+func TestStop(t *testing.T) {
+	ctx, c := start(t, ClusterOptions{})
+	a, b, _ := trio(ctx, t, c)
+	stranger := addStranger(ctx, t, a)
+	during(ctx, t, a, b, func() { must(t, a.Agent().Stop(ctx)) })
+	must(t, a.StartAgent(ctx, "--teardown-on-exit"))
+	must(t, c.until(ctx, "the agent is back", func() (bool, error) {
+		s, err := a.Status(ctx)
+		return err == nil && s.Rendezvous.Connected && len(s.Tunnels) == 3, nil
+	}))
+	must(t, a.Agent().Stop(ctx))
+	must(t, c.until(ctx, "all tunnels ended", func() (bool, error) { return established(ctx, t, a) == "", nil }))
+	conns, err := a.Swanctl(ctx, "--list-conns")
+	must(t, err)
+	if strings.Contains(conns, b.Name) || !strings.Contains(conns, stranger) {
+		t.Errorf("want %s gone and %s kept:\n%s", b.Name, stranger, conns)
+	}
+}
+
+// addStranger loads a connection into the node's charon that is not Bodkin's.
+func addStranger(ctx context.Context, t *testing.T, n *Node) string {
+	t.Helper()
+	must(t, n.WriteSwanctl("connections { office-vpn { remote_addrs = 192.0.2.1\n local { auth = psk } remote { auth = psk } children { all { } } } }"))
+	if _, err := n.Swanctl(ctx, "--load-conns"); err != nil {
+		t.Fatal(err)
+	}
+	return "office-vpn"
+}
+
+// TestCharonRestart: the agent notices, loads everything again, and the pair is
+// direct again with a new IKE SA.
+func TestCharonRestart(t *testing.T) {
+	ctx, c := start(t, ClusterOptions{})
+	a, b, d := trio(ctx, t, c)
+	for _, n := range []*Node{a, b} { // the initiator and the responder of the pair
+		n.KillCharon()
+		must(t, c.until(ctx, "the agent sees that charon is gone", func() (bool, error) {
+			s, err := n.Status(ctx)
+			return err == nil && !s.Charon.Connected, nil
+		}))
+		_, err := n.StartCharon(lab.CharonOptions{})
+		must(t, err)
+		must(t, c.until(ctx, "all tunnels of "+n.Name+" are direct again", func() (bool, error) {
+			for _, p := range [][2]*Node{{a, b}, {n, d}, {n, c.Connector}} {
+				if res, err := p[0].PingPod(ctx, p[1], 1, time.Second); err != nil || res.Lost() > 0 {
+					return false, err
+				}
+			}
+			return true, nil
+		}))
+		direct(ctx, t, c, a, b)
+		direct(ctx, t, c, n, d)
+	}
+}
+
+// TestAddressChange: the path goes silent, both ends find each other again.
+func TestAddressChange(t *testing.T) {
+	ctx, c := start(t, ClusterOptions{})
+	a, router := edge(ctx, t, c, "edge1", lab.PortRestricted)
+	b, _ := edge(ctx, t, c, "edge2", lab.PortRestricted)
+	must(t, c.WaitOnline(ctx, c.Connector, a, b))
+	must(t, c.Apply(ctx, "all-edges", a, b))
+	old := direct(ctx, t, c, a, b).Paths[b.Name].Remote
+	fresh := c.FreeAddr()
+	must(t, router.SetPublicAddr(fresh))
+	p, err := c.WaitPair(ctx, a, b, func(p *Pair) bool {
+		return p.State == "direct" && p.Paths[b.Name].Remote != old
+	})
+	must(t, err)
+	if got := p.Paths[b.Name].Remote; got.Addr() != fresh {
+		t.Errorf("%s reaches %s at %s, want the new address %s", b.Name, a.Name, got, fresh)
+	}
+	pings(ctx, t, a, b)
+	pings(ctx, t, b, a)
+}
+
+// TestSecondRendezvous: a second one on the same store is refused at once.
+func TestSecondRendezvous(t *testing.T) {
+	ctx, c := start(t, ClusterOptions{})
+	p, err := c.Connector.Start(ctx, "second", nil, bin, "rendezvous", "--config", c.config)
+	must(t, err)
+	if err := p.Wait(ctx); err == nil || !strings.Contains(p.Log(), "rendezvous.db") || !strings.Contains(p.Log(), "another process") {
+		t.Errorf("a second rendezvous: error %v, said:\n%s", err, p.Log())
+	}
+	must(t, c.Connector.Agent().Signal(syscall.SIGTERM))
+	if err := c.Connector.Agent().Wait(ctx); err != nil {
+		t.Errorf("the agent stopped by SIGTERM: %v\n%s", err, c.Connector.Agent().Log())
+	}
+}

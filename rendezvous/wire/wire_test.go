@@ -1,0 +1,247 @@
+package wire
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func sampleEndpoint() Endpoint {
+	return Endpoint{
+		ID: "C=CN, O=fabedge.io, CN=beijing.edge1", Name: "beijing.edge1",
+		Subnets:     []netip.Prefix{netip.MustParsePrefix("10.10.1.0/24"), netip.MustParsePrefix("fd00:1::/64")},
+		NodeSubnets: []netip.Prefix{netip.MustParsePrefix("192.168.1.10/32")},
+		Type:        Edge,
+	}
+}
+
+const sampleEndpointJSON = `{"id":"C=CN, O=fabedge.io, CN=beijing.edge1","name":"beijing.edge1",` +
+	`"subnets":["10.10.1.0/24","fd00:1::/64"],"nodeSubnets":["192.168.1.10/32"],"type":"Edge"}`
+
+func samplePeer() Peer {
+	return Peer{Endpoint: sampleEndpoint(), Plan: PlanICE, Role: Controlling, Communities: []string{"all-edges"}}
+}
+
+const samplePeerJSON = `{"endpoint":` + sampleEndpointJSON + `,"plan":"ice","role":"controlling","communities":["all-edges"]}`
+
+func host(addr string) Candidate  { return Candidate{Host, netip.MustParseAddrPort(addr)} }
+func srflx(addr string) Candidate { return Candidate{ServerReflexive, netip.MustParseAddrPort(addr)} }
+
+func sampleHello() *Hello {
+	return &Hello{
+		AgentVersion: "0.1.0", Endpoint: sampleEndpoint(),
+		Candidates: []Candidate{host("192.168.1.10:4500"), host("[2001:db8::10]:4500")},
+		Tunnels: []Tunnel{{
+			Peer: "beijing.edge2", Monitored: true,
+			Path: Path{PathServerReflexive, netip.MustParseAddrPort("192.168.1.10:4500"), netip.MustParseAddrPort("203.0.113.7:1721")},
+		}},
+		Capabilities: []string{"trickle"},
+	}
+}
+
+func samplePunch() *Punch {
+	return &Punch{
+		Attempt: "0badcafe", Peer: samplePeer(), StartAfterMs: 40,
+		Local:      Credentials{Ufrag: "abcd", Pwd: "abcdefghijklmnopqrstuv"},
+		Remote:     Credentials{Ufrag: "wxyz", Pwd: "vutsrqponmlkjihgfedcba"},
+		Candidates: []Candidate{host("192.168.1.10:4500"), srflx("203.0.113.7:4500")},
+		RemoteNAT:  NAT{Present: true, Mapping: EndpointIndependent, Filtering: AddressAndPortDependent},
+	}
+}
+
+func sampleWelcome() *Welcome {
+	return &Welcome{Node: "beijing.edge1", StoreID: "5f1c", STUNPorts: []uint16{3478, 3479}, STUNUsername: "user", STUNPassword: "password"}
+}
+
+func sampleReport() *Report {
+	return &Report{Peer: "beijing.edge2", Attempt: "0badcafe", Outcome: OutcomeDirect, ElapsedMs: 412,
+		Path: Path{PathPeerReflexive, netip.MustParseAddrPort("192.168.1.10:4500"), netip.MustParseAddrPort("203.0.113.7:1721")}}
+}
+
+// golden is the protocol as it is on the wire. What changes here breaks agents
+// that are out there.
+var golden = []struct {
+	name    string
+	message Message
+	frame   string
+}{
+	{"hello", sampleHello(),
+		`{"v":1,"type":"hello","body":{"agentVersion":"0.1.0","endpoint":` + sampleEndpointJSON +
+			`,"candidates":[{"kind":"host","addr":"192.168.1.10:4500"},{"kind":"host","addr":"[2001:db8::10]:4500"}]` +
+			`,"tunnels":[{"peer":"beijing.edge2","path":{"kind":"srflx","local":"192.168.1.10:4500","remote":"203.0.113.7:1721"},"monitored":true}]` +
+			`,"capabilities":["trickle"]}}`},
+	{"hello of a connector", &Hello{Endpoint: Endpoint{
+		ID: "CN=beijing.connector", Name: "beijing.connector", Type: Connector,
+		PublicAddresses: []string{"198.51.100.1", "vpn.example.com"}, Port: 45000,
+	}, Candidates: []Candidate{}},
+		`{"v":1,"type":"hello","body":{"agentVersion":"","endpoint":{"id":"CN=beijing.connector","name":"beijing.connector",` +
+			`"publicAddresses":["198.51.100.1","vpn.example.com"],"port":45000,"type":"Connector"},"candidates":[]}}`},
+	{"network", &Network{Candidates: []Candidate{host("192.168.1.10:4500")}, NAT: NAT{Present: true, Mapping: AddressDependent}},
+		`{"v":1,"type":"network","body":{"candidates":[{"kind":"host","addr":"192.168.1.10:4500"}],"nat":{"present":true,"mapping":"address-dependent"}}}`},
+	{"network blocked", &Network{Candidates: []Candidate{}, NAT: NAT{Blocked: "no answer"}},
+		`{"v":1,"type":"network","body":{"candidates":[],"nat":{"present":false,"blocked":"no answer"}}}`},
+	{"report", sampleReport(),
+		`{"v":1,"type":"report","body":{"peer":"beijing.edge2","attempt":"0badcafe","outcome":"direct",` +
+			`"path":{"kind":"prflx","local":"192.168.1.10:4500","remote":"203.0.113.7:1721"},"elapsedMs":412}}`},
+	{"report of a loss", &Report{Peer: "beijing.connector", Outcome: OutcomeLost, Reason: "consent lost"},
+		`{"v":1,"type":"report","body":{"peer":"beijing.connector","outcome":"lost","reason":"consent lost","elapsedMs":0}}`},
+	{"welcome", sampleWelcome(),
+		`{"v":1,"type":"welcome","body":{"node":"beijing.edge1","storeID":"5f1c","stunPorts":[3478,3479],"stunUsername":"user","stunPassword":"password"}}`},
+	{"peers", &Peers{Peers: []Peer{samplePeer()}}, `{"v":1,"type":"peers","body":{"peers":[` + samplePeerJSON + `]}}`},
+	{"no peers", &Peers{Peers: []Peer{}}, `{"v":1,"type":"peers","body":{"peers":[]}}`},
+	{"punch", samplePunch(),
+		`{"v":1,"type":"punch","body":{"attempt":"0badcafe","peer":` + samplePeerJSON + `,"startAfterMs":40` +
+			`,"local":{"ufrag":"abcd","pwd":"abcdefghijklmnopqrstuv"},"remote":{"ufrag":"wxyz","pwd":"vutsrqponmlkjihgfedcba"}` +
+			`,"candidates":[{"kind":"host","addr":"192.168.1.10:4500"},{"kind":"srflx","addr":"203.0.113.7:4500"}]` +
+			`,"remoteNAT":{"present":true,"mapping":"endpoint-independent","filtering":"address-and-port-dependent"}}}`},
+	{"trickle", &Trickle{Attempt: "0badcafe", Candidates: []Candidate{srflx("203.0.113.7:4500")}},
+		`{"v":1,"type":"trickle","body":{"attempt":"0badcafe","candidates":[{"kind":"srflx","addr":"203.0.113.7:4500"}]}}`},
+	{"cancel", &Cancel{Attempt: "0badcafe", Reason: "beijing.edge2 went offline"},
+		`{"v":1,"type":"cancel","body":{"attempt":"0badcafe","reason":"beijing.edge2 went offline"}}`},
+	{"bye", &Bye{Reason: "refused", Final: true}, `{"v":1,"type":"bye","body":{"reason":"refused","final":true}}`},
+	{"bye without a reason", &Bye{}, `{"v":1,"type":"bye","body":{"reason":""}}`},
+}
+
+func TestGolden(t *testing.T) {
+	seen := map[string]bool{}
+	for _, tt := range golden {
+		t.Run(tt.name, func(t *testing.T) {
+			seen[tt.message.Type()] = true
+			b, err := Encode(tt.message)
+			if err != nil {
+				t.Fatalf("Encode: %v", err)
+			}
+			if string(b) != tt.frame {
+				t.Errorf("encoded\n%s\nwant\n%s", b, tt.frame)
+			}
+			m, err := Decode([]byte(tt.frame))
+			if err != nil {
+				t.Fatalf("Decode: %v", err)
+			}
+			if !reflect.DeepEqual(m, tt.message) {
+				t.Errorf("decoded\n%+v\nwant\n%+v", m, tt.message)
+			}
+		})
+	}
+	for _, typ := range []string{"hello", "network", "report", "welcome", "peers", "punch", "trickle", "cancel", "bye"} {
+		if !seen[typ] {
+			t.Errorf("no golden bytes of %s", typ)
+		}
+	}
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	long := fmt.Sprintf(`{"v":1,"type":"bye","body":{"reason":"%s"}}`, strings.Repeat("x", MaxFrame))
+	tests := []struct {
+		name, frame string
+		want        error
+	}{
+		{"too large", long, ErrTooLarge},
+		{"nothing", "", ErrSyntax},
+		{"binary", "\x00\x01\xff\xfe", ErrSyntax},
+		{"cut off", `{"v":1,"type":"bye","body":{"rea`, ErrSyntax},
+		{"a list", `[]`, ErrSyntax},
+		{"two objects", `{"v":1,"type":"bye","body":{}}{}`, ErrSyntax},
+		{"version of another kind", `{"v":"1","type":"bye","body":{}}`, ErrSyntax},
+		{"no version", `{"type":"bye","body":{}}`, ErrVersion},
+		{"next version", `{"v":2,"type":"bye","body":{}}`, ErrVersion},
+		// The type means nothing to a side that does not know the version.
+		{"next version, unknown type", `{"v":2,"type":"hola","body":{}}`, ErrVersion},
+		{"no type", `{"v":1,"body":{}}`, ErrType},
+		{"unknown type", `{"v":1,"type":"hola","body":{}}`, ErrType},
+		{"type in another case", `{"v":1,"type":"Bye","body":{}}`, ErrType},
+		{"no body", `{"v":1,"type":"bye"}`, ErrSyntax},
+		{"null body", `{"v":1,"type":"bye","body":null}`, ErrSyntax},
+		{"body of another kind", `{"v":1,"type":"bye","body":"text"}`, ErrSyntax},
+		{"field of another kind", `{"v":1,"type":"bye","body":{"reason":7}}`, ErrSyntax},
+		{"address that is none", `{"v":1,"type":"trickle","body":{"attempt":"a","candidates":[{"kind":"host","addr":"here"}]}}`, ErrSyntax},
+		{"port out of range", `{"v":1,"type":"trickle","body":{"attempt":"a","candidates":[{"kind":"host","addr":"192.0.2.1:65536"}]}}`, ErrSyntax},
+		{"invalid", `{"v":1,"type":"cancel","body":{}}`, ErrInvalid},
+	}
+	sentinels := []error{ErrTooLarge, ErrSyntax, ErrVersion, ErrType, ErrInvalid}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			m, err := Decode([]byte(tt.frame))
+			if m != nil {
+				t.Errorf("decoded %+v", m)
+			}
+			for _, s := range sentinels {
+				if errors.Is(err, s) != (s == tt.want) {
+					t.Errorf("error %v: is %q: %v", err, s, errors.Is(err, s))
+				}
+			}
+			// The text goes to the sender and into a log.
+			if text := fmt.Sprint(err); len(text) > 256 || strings.ContainsAny(text, "\n\x00") {
+				t.Errorf("text of %d bytes: %.300q", len(text), text)
+			}
+		})
+	}
+}
+
+func TestDecodeTakesTheLargestFrame(t *testing.T) {
+	m := &Peers{Peers: []Peer{}}
+	for len(m.Peers) < 300 {
+		p := samplePeer()
+		p.Endpoint.Name = NodeName(fmt.Sprintf("beijing.edge%d", len(m.Peers)))
+		p.Endpoint.Subnets = append(p.Endpoint.Subnets, netip.MustParsePrefix("10.10.2.0/24"), netip.MustParsePrefix("10.10.3.0/24"))
+		m.Peers = append(m.Peers, p)
+	}
+	b, err := Encode(m)
+	if err != nil || len(b) > 128<<10 {
+		t.Fatalf("300 peers: %d bytes, %v", len(b), err)
+	}
+	padded := append(b, bytes.Repeat([]byte{' '}, MaxFrame-len(b))...)
+	if got, err := Decode(padded); err != nil || !reflect.DeepEqual(got, Message(m)) {
+		t.Errorf("a frame of %d bytes: %v", len(padded), err)
+	}
+}
+
+func TestEncodeRefusesWhatNobodyWouldTake(t *testing.T) {
+	b, err := Encode(&Bye{Reason: strings.Repeat("x", MaxFrame)})
+	if b != nil || !errors.Is(err, ErrTooLarge) {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
+}
+
+// A side that has learnt new fields can talk to one that has not.
+func TestDecodeIgnoresNewFields(t *testing.T) {
+	m, err := Decode([]byte(`{"v":1,"type":"bye","trace":"x","body":{"reason":"r","retryAfter":5}}`))
+	if want := (&Bye{Reason: "r"}); err != nil || !reflect.DeepEqual(m, Message(want)) {
+		t.Errorf("%+v, %v", m, err)
+	}
+}
+
+// FuzzDecode: nothing a stranger sends panics, and what is let in can be passed
+// on unchanged.
+func FuzzDecode(f *testing.F) {
+	for _, tt := range golden {
+		f.Add([]byte(tt.frame))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := Decode(b)
+		if err != nil {
+			if m != nil {
+				t.Fatalf("%+v and %v", m, err)
+			}
+			return
+		}
+		again, err := Encode(m)
+		if errors.Is(err, ErrTooLarge) {
+			return // JSON has shorter ways to write the same, which Encode does not use
+		}
+		if err != nil {
+			t.Fatalf("Encode of what was decoded: %v", err)
+		}
+		back, err := Decode(again)
+		if err != nil {
+			t.Fatalf("Decode of %s: %v", again, err)
+		}
+		if third, err := Encode(back); err != nil || !bytes.Equal(third, again) {
+			t.Fatalf("encoded\n%s\nthen\n%s, %v", again, third, err)
+		}
+	})
+}
