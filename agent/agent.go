@@ -66,6 +66,8 @@ type Daemon struct {
 	charonReady *gate
 	charonErr   error
 	net         network
+	// sessionAddr is where this session was observed last; zero until then.
+	sessionAddr netip.Addr
 	look        chan struct{}
 	runEvents   chan runEvent
 	netEvents   chan network
@@ -319,6 +321,7 @@ func (d *Daemon) linkEvent(ctx context.Context, e linkEvent) {
 // linkOpened says hello with what stands, and starts looking at the network.
 func (d *Daemon) linkOpened(ctx context.Context, up *linkUp) {
 	d.link, d.linkErr, d.linkSince = up, nil, time.Now()
+	d.sessionAddr = netip.Addr{}
 	hello := &wire.Hello{
 		AgentVersion: d.version, Endpoint: d.id.endpoint, Candidates: d.hosts(),
 	}

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -156,9 +157,7 @@ func TestLoadConfigRefuses(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			values := goodConfig(t, pki, t.TempDir())
-			for k, v := range tt.change {
-				values[k] = v
-			}
+			maps.Copy(values, tt.change)
 			path := writeConfig(t, values)
 			_, err := LoadConfig(path)
 			if !errors.Is(err, ErrConfig) {

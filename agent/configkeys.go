@@ -41,9 +41,9 @@ func checkKeys(n *yaml.Node, t reflect.Type, prefix string) error {
 }
 
 func fieldOf(t reflect.Type, key string) (reflect.Type, bool) {
-	for i := range t.NumField() {
-		if t.Field(i).Tag.Get("yaml") == key {
-			return t.Field(i).Type, true
+	for f := range t.Fields() {
+		if f.Tag.Get("yaml") == key {
+			return f.Type, true
 		}
 	}
 	return nil, false
@@ -51,8 +51,8 @@ func fieldOf(t reflect.Type, key string) (reflect.Type, bool) {
 
 func keys(t reflect.Type) []string {
 	var out []string
-	for i := range t.NumField() {
-		out = append(out, t.Field(i).Tag.Get("yaml"))
+	for f := range t.Fields() {
+		out = append(out, f.Tag.Get("yaml"))
 	}
 	return out
 }

@@ -16,6 +16,8 @@ const (
 	confirmPoll = 20 * time.Millisecond
 	// idlePoll is between looks while charon's events should come first.
 	idlePoll = time.Second
+	// initiateAgain is between initiations that the peer's charon refuses.
+	initiateAgain = 300 * time.Millisecond
 	// reassurances are the probes after our own confirmation, for the peer
 	// whose CHILD SA was installed after our earlier ones had arrived.
 	reassurances     = 5
@@ -35,7 +37,7 @@ func (r *run) establish(ctx context.Context, path wire.Path) error {
 	seen := bytesIn(sas)
 	if measure(sas, path, nil).installed {
 		rctx, cancel := context.WithTimeout(ctx, reuseTimeout)
-		err := r.confirm(rctx, path, seen)
+		err := r.confirm(rctx, path, seen, nil)
 		cancel()
 		if err == nil {
 			return nil
@@ -48,18 +50,26 @@ func (r *run) establish(ctx context.Context, path wire.Path) error {
 		// What did not prove itself has to go first: charon takes a second
 		// CHILD SA of the same selectors for a duplicate and does nothing.
 		r.destroy(ctx, sas, func(sa charon.SA) bool { return sameEnds(sa, path) })
-		for _, c := range children(r.shared.id.endpoint, r.peer.Endpoint) {
-			if err := r.shared.vici.Initiate(ctx, r.name, c.Name); err != nil {
-				return failf("charon would not initiate %s: %v", c.Name, err)
-			}
+		if err := r.initiate(ctx); err != nil {
+			return err
 		}
 	}
-	if err := r.confirm(ctx, path, seen); err != nil {
+	if err := r.confirm(ctx, path, seen, r.initiate); err != nil {
 		return err
 	}
 	// The new tunnel works; an SA over an older path would only linger until
 	// dead peer detection.
 	r.destroy(ctx, sas, func(sa charon.SA) bool { return !sameEnds(sa, path) })
+	return nil
+}
+
+// initiate asks charon for all children of the connection.
+func (r *run) initiate(ctx context.Context) error {
+	for _, c := range children(r.shared.id.endpoint, r.peer.Endpoint) {
+		if err := r.shared.vici.Initiate(ctx, r.name, c.Name); err != nil {
+			return failf("charon would not initiate %s: %v", c.Name, err)
+		}
+	}
 	return nil
 }
 
@@ -129,8 +139,11 @@ func sameEnds(sa charon.SA, path wire.Path) bool {
 }
 
 // confirm waits until a CHILD SA on path has let in more bytes than seen says.
-func (r *run) confirm(ctx context.Context, path wire.Path, seen map[charon.ChildID]uint64) error {
+// The initiating side calls again when charon has given up by itself, as it
+// does at once when the peer's charon was not ready.
+func (r *run) confirm(ctx context.Context, path wire.Path, seen map[charon.ChildID]uint64, again func(context.Context) error) error {
 	last := progress{}
+	initiated := time.Now()
 	for {
 		sas, err := r.sas(ctx)
 		if err == nil {
@@ -138,8 +151,17 @@ func (r *run) confirm(ctx context.Context, path wire.Path, seen map[charon.Child
 			if last.bytes {
 				return nil
 			}
+			if len(sas) == 0 && again != nil && r.peer.Role == wire.Controlling && time.Since(initiated) >= initiateAgain {
+				initiated = time.Now()
+				if err := again(ctx); err != nil {
+					return err
+				}
+			}
 		}
 		poll := idlePoll
+		if len(sas) == 0 && r.peer.Role == wire.Controlling {
+			poll = initiateAgain
+		}
 		if last.installed {
 			probe(r.shared.id.endpoint, r.peer.Endpoint)
 			poll = confirmPoll

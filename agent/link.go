@@ -81,7 +81,7 @@ func (l *link) run(ctx context.Context) {
 		if errors.As(err, &bye) && bye.final {
 			wait = reconnectMax
 		}
-		pause := rand.N(wait) //nolint:gosec // jitter
+		pause := rand.N(wait)
 		l.log.Warn("rendezvous not connected", "err", err, "retry", pause.Round(time.Millisecond))
 		wait = min(2*wait, reconnectMax)
 		select {
@@ -109,7 +109,7 @@ func (e *byeError) Error() string { return "rendezvous: " + e.reason }
 // session dials once and serves until the connection ends.
 func (l *link) session(ctx context.Context) error {
 	dialer := websocket.Dialer{NetDialContext: l.dial, TLSClientConfig: l.id.tls, HandshakeTimeout: dialTimeout}
-	conn, resp, err := dialer.DialContext(ctx, l.id.url, nil)
+	conn, resp, err := dialer.DialContext(ctx, l.id.url, nil) //nolint:bodyclose // gorilla has read it
 	if err != nil {
 		if resp != nil {
 			return fmt.Errorf("%s: %w (%s)", l.id.url, err, resp.Status)
@@ -125,11 +125,21 @@ func (l *link) session(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
-	wg.Go(func() { l.write(ctx, conn, out) })
+	written := make(chan struct{})
+	wg.Go(func() {
+		defer close(written)
+		l.write(ctx, conn, out)
+	})
+	wg.Go(func() {
+		<-ctx.Done()
+		select {
+		case <-written:
+		case <-time.After(closeTimeout):
+			conn.Close() // a write under way does not see ctx end
+		}
+	})
 	defer wg.Wait()
 	defer cancel(nil)
-	// A write under way does not see ctx end.
-	context.AfterFunc(ctx, func() { _ = conn.NetConn().SetDeadline(time.Now().Add(closeTimeout)) })
 
 	send := func(m wire.Message) {
 		b, err := wire.Encode(m)

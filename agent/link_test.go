@@ -5,9 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"strings"
@@ -30,61 +28,6 @@ var (
 	goodbye    = closeTimeout + 5*time.Second
 	serverAddr = netip.MustParseAddr("203.0.113.1")
 )
-
-// fakeRendezvous is a TLS websocket server whose side of each session is a
-// function of the test.
-type fakeRendezvous struct {
-	*testing.T
-	server   http.Server
-	sessions chan *websocket.Conn
-	upgrader websocket.Upgrader
-	running  sync.WaitGroup
-}
-
-// serve starts the server; stop must be called.
-func serve(t *testing.T, listener net.Listener, conf *tls.Config) *fakeRendezvous {
-	r := &fakeRendezvous{T: t, sessions: make(chan *websocket.Conn, 16)}
-	r.server.Handler = r
-	r.server.ErrorLog = slog.NewLogLogger(discardLog.Handler(), slog.LevelError)
-	r.running.Go(func() { _ = r.server.Serve(tls.NewListener(listener, conf)) })
-	return r
-}
-
-func (r *fakeRendezvous) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	if req.URL.Path != "/v1/agent" || req.TLS.PeerCertificates[0].Subject.CommonName != "beijing.edge1" {
-		r.Errorf("request for %s by %v", req.URL.Path, req.TLS.PeerCertificates[0].Subject)
-	}
-	conn, err := r.upgrader.Upgrade(w, req, nil)
-	if err != nil {
-		r.Errorf("upgrade: %v", err)
-		return
-	}
-	r.sessions <- conn
-}
-
-func (r *fakeRendezvous) stop() {
-	r.server.Close()
-	for {
-		select {
-		case conn := <-r.sessions:
-			conn.Close()
-		default:
-			r.running.Wait()
-			return
-		}
-	}
-}
-
-func sendMessage(t *testing.T, conn *websocket.Conn, m wire.Message) {
-	t.Helper()
-	b, err := wire.Encode(m)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := conn.WriteMessage(websocket.TextMessage, b); err != nil {
-		t.Error(err)
-	}
-}
 
 // linkIdentity is edge1's identity and the server's side of TLS, with clocks
 // that stand still: a synctest bubble lives in another year than certificates.
@@ -184,56 +127,6 @@ func TestLinkSession(t *testing.T) {
 		t.Errorf("the agent's end reads as %v; want a close frame, going away", err)
 	}
 }
-
-// memoryListener is a network of one server, for bubbles of fake time.
-type memoryListener struct {
-	conns  chan net.Conn
-	closed chan struct{}
-	once   sync.Once
-	refuse func() error // called for each dial
-}
-
-func newMemoryListener() *memoryListener {
-	return &memoryListener{conns: make(chan net.Conn), closed: make(chan struct{}), refuse: func() error { return nil }}
-}
-
-// memoryConn looks like a TCP connection to the server.
-type memoryConn struct{ net.Conn }
-
-func (memoryConn) RemoteAddr() net.Addr {
-	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(serverAddr, 7443))
-}
-
-func (l *memoryListener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	if err := l.refuse(); err != nil {
-		return nil, err
-	}
-	client, server := net.Pipe()
-	select {
-	case l.conns <- server:
-		return memoryConn{client}, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-func (l *memoryListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *memoryListener) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return nil
-}
-
-func (l *memoryListener) Addr() net.Addr { return memoryConn{}.RemoteAddr() }
 
 // inBubble runs f in fake time with a link and its rendezvous.
 func inBubble(t *testing.T, f func(t *testing.T, l *memoryListener, r *fakeRendezvous, events <-chan linkEvent, stop func())) {

@@ -77,7 +77,7 @@ func (w *networkWatch) run(ctx context.Context) {
 				discovered: true, at: time.Now(),
 			})
 		}
-		pause := time.Duration(float64(observeInterval) * (1 - observeJitter + 2*observeJitter*rand.Float64())) //nolint:gosec // jitter
+		pause := time.Duration(float64(observeInterval) * (1 - observeJitter + 2*observeJitter*rand.Float64()))
 		select {
 		case <-time.After(pause):
 		case <-w.look:
@@ -131,11 +131,14 @@ func (d *Daemon) lookAgain() {
 
 // networkEvent keeps what was found and tells the rendezvous once it is whole.
 func (d *Daemon) networkEvent(n network) {
-	if old := d.net.mapped; d.link != nil && old.IsValid() && n.mapped.IsValid() && old.Addr() != n.mapped.Addr() {
-		// The session's TCP connection came from the old address and is dead;
-		// TCP itself would take minutes to say so.
-		d.log.Warn("observed at another address: starting a new session", "old", old, "new", n.mapped)
-		d.link.restart(fmt.Errorf("the public address changed from %s to %s", old.Addr(), n.mapped.Addr()))
+	if d.link != nil && n.mapped.IsValid() {
+		if old := d.sessionAddr; old.IsValid() && old != n.mapped.Addr() {
+			// The session's TCP connection came from the old address and is
+			// dead; TCP itself would take minutes to say so.
+			d.log.Warn("observed at another address: starting a new session", "old", old, "new", n.mapped)
+			d.link.restart(fmt.Errorf("the public address changed from %s to %s", old, n.mapped.Addr()))
+		}
+		d.sessionAddr = n.mapped.Addr()
 	}
 	if !n.discovered {
 		n.nat = d.net.nat

@@ -125,3 +125,65 @@ func TestNetworkWatchSaysWhyNot(t *testing.T) {
 		}
 	})
 }
+
+// A new public address means that the session's TCP connection is dead; a new
+// port does not.
+func TestNetworkEventRestartsSession(t *testing.T) {
+	at := func(addr string) network { return network{mapped: netip.MustParseAddrPort(addr)} }
+	unseen := network{nat: wire.NAT{Blocked: "no answer"}}
+	tests := []struct {
+		name   string
+		events []network // in one session
+		want   bool
+	}{
+		{"first observation", []network{at("203.0.113.7:4500")}, false},
+		{"the same", []network{at("203.0.113.7:4500"), at("203.0.113.7:4500")}, false},
+		{"another port", []network{at("203.0.113.7:4500"), at("203.0.113.7:50000")}, false},
+		{"another address", []network{at("203.0.113.7:4500"), at("203.0.113.8:4500")}, true},
+		{"not seen", []network{at("203.0.113.7:4500"), unseen}, false},
+		{"not seen for a while", []network{at("203.0.113.7:4500"), unseen, at("203.0.113.8:4500")}, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			d := testDaemon(t, "store")
+			var why error
+			d.link.restart = func(err error) { why = err }
+			// What an earlier session was seen at is no reason.
+			d.net = at("203.0.113.99:4500")
+			for _, n := range tt.events {
+				d.networkEvent(n)
+			}
+			if (why != nil) != tt.want {
+				t.Errorf("restarted for %v; want a restart: %v", why, tt.want)
+			}
+			if why != nil && !strings.Contains(why.Error(), "from 203.0.113.7 to 203.0.113.8") {
+				t.Errorf("restarted for %q; want both addresses named", why)
+			}
+		})
+	}
+}
+
+// The behaviour stays known while only the mapped address is seen anew, and the
+// rendezvous hears of the network when it is known whole.
+func TestNetworkEventTells(t *testing.T) {
+	d := testDaemon(t, "store")
+	port, err := punch.NewPort([]net.PacketConn{listenUDP(t, "127.0.0.1:0")}, discardLog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer port.Close()
+	d.port = port
+	var sent []wire.Message
+	d.link.send = func(m wire.Message) { sent = append(sent, m) }
+	nat := wire.NAT{Present: true, Mapping: wire.EndpointIndependent}
+	mapped := netip.MustParseAddrPort("203.0.113.7:4500")
+
+	d.networkEvent(network{mapped: mapped, nat: nat, discovered: true})
+	if len(sent) != 1 || sent[0].(*wire.Network).NAT != nat {
+		t.Errorf("told %v; want the network once", sent)
+	}
+	d.networkEvent(network{mapped: netip.AddrPortFrom(mapped.Addr(), 50000)})
+	if len(sent) != 1 || d.net.nat != nat {
+		t.Errorf("told %v, NAT %+v; want nothing told and %+v kept", sent[1:], d.net.nat, nat)
+	}
+}

@@ -84,13 +84,11 @@ func (r *run) do(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer r.background.Wait()
 	defer cancel()
-	var err error
-	direct := false
+	work := r.public
 	if r.order != nil {
-		direct, err = r.punched(ctx)
-	} else {
-		direct, err = r.public(ctx)
+		work = r.punched
 	}
+	direct, err := work(ctx)
 	if ctx.Err() != nil || err == nil {
 		return // whoever stopped the run knows why
 	}
@@ -98,8 +96,7 @@ func (r *run) do(ctx context.Context) {
 	if direct {
 		e.outcome = wire.OutcomeLost
 	}
-	var f *failure
-	if errors.As(err, &f) {
+	if f, ok := errors.AsType[*failure](err); ok {
 		e.plainESP = f.plainESP
 	}
 	r.emit(ctx, e)
@@ -129,6 +126,13 @@ func (r *run) punched(ctx context.Context) (direct bool, err error) {
 	if err := r.wait(ctx, time.Until(r.started.Add(time.Duration(r.order.StartAfterMs)*time.Millisecond))); err != nil {
 		return false, err
 	}
+	if r.peer.Role == wire.Controlled {
+		// Once our answers tell the peer of a path, its charon may be faster
+		// than ours, and IKE that meets no connection is refused for good.
+		if err := <-prepared; err != nil {
+			return false, err
+		}
+	}
 	if err := session.Start(); err != nil {
 		return false, failf("ICE: %v", err)
 	}
@@ -136,8 +140,10 @@ func (r *run) punched(ctx context.Context) (direct bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if err := <-prepared; err != nil {
-		return false, err
+	if r.peer.Role == wire.Controlling {
+		if err := <-prepared; err != nil {
+			return false, err
+		}
 	}
 	for {
 		r.emit(ctx, runEvent{outcome: wire.OutcomeNominated, path: path})
@@ -218,7 +224,7 @@ func (r *run) establishUnless(ctx context.Context, path wire.Path, paths <-chan 
 		case p := <-paths:
 			if better := wirePath(p); better.Remote != path.Remote || better.Local != path.Local {
 				cancel()
-				<-done
+				<-done //nolint:errcheck // it ended because it was told to
 				return &better, nil
 			}
 		case err := <-done:
@@ -238,7 +244,7 @@ func (r *run) monitor(ctx context.Context, session *punch.Session, path wire.Pat
 		case p := <-session.Paths():
 			if better := wirePath(p); better.Remote != path.Remote || better.Local != path.Local {
 				cancel()
-				<-done
+				<-done //nolint:errcheck // it ended because it was told to
 				return &better, nil
 			}
 		case <-r.trickle: // the path is chosen

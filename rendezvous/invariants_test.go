@@ -2,6 +2,7 @@ package rendezvous
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -103,14 +104,19 @@ func (w *world) hello(name wire.NodeName) string {
 		if other == name {
 			continue
 		}
-		w.word[[2]wire.NodeName{name, other}] = saysNot
 		if w.rand.IntN(3) == 0 {
 			h.Tunnels = append(h.Tunnels, wire.Tunnel{Peer: other, Monitored: w.rand.IntN(2) == 0})
-			w.word[[2]wire.NodeName{name, other}] = saysDirect
 		}
 	}
 	w.up[name] = true
 	w.take(w.Online(w.now, h, time.Duration(w.rand.IntN(100))*time.Millisecond))
+	for _, p := range w.byNode[name] { // what it says of others is not heard
+		said := [2]wire.NodeName{name, p.other(name)}
+		w.word[said] = saysNot
+		if slices.ContainsFunc(h.Tunnels, func(t wire.Tunnel) bool { return t.Peer == said[1] }) {
+			w.word[said] = saysDirect
+		}
+	}
 	return fmt.Sprint(name, " hello ", h.Tunnels)
 }
 
@@ -126,13 +132,9 @@ func (w *world) communities() string {
 		slices.Sort(members)
 		cs = append(cs, community(fmt.Sprint("c", i), members...))
 	}
-	before := w.pairs
-	known := map[PairID]bool{}
-	for id := range before {
-		known[id] = true
-	}
+	known := slices.Collect(maps.Keys(w.pairs))
 	w.take(w.Communities(w.now, cs))
-	for id := range known {
+	for _, id := range known {
 		if w.pairs[id] == nil {
 			delete(w.started, id)
 			a, b := id.Nodes()

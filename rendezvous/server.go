@@ -70,7 +70,7 @@ type Server struct {
 
 // New opens the store and all listeners, so that what cannot work is said at
 // once. Run must follow, or Close.
-func New(cfg Config, log *slog.Logger) (s *Server, err error) {
+func New(cfg Config, log *slog.Logger) (_ *Server, err error) {
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
@@ -78,7 +78,7 @@ func New(cfg Config, log *slog.Logger) (s *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s = &Server{cfg: cfg, log: log}
+	s := &Server{cfg: cfg, log: log}
 	defer func() {
 		if err != nil {
 			s.Close()

@@ -174,6 +174,17 @@ func (s *session) serve(ctx context.Context, h *hub) {
 	s.log.Info("session ended", "reason", s.bye.Reason, "err", err)
 }
 
+// receive reads a message, or as much of it as Decode needs to refuse it. The
+// connection's own limit would answer with a close frame, and no reason could
+// follow that.
+func (s *session) receive() ([]byte, error) {
+	_, r, err := s.conn.NextReader()
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(r, wire.MaxFrame+1))
+}
+
 // discard reads what the agent still sends until it, or write, closes the
 // connection.
 func (s *session) discard() {
@@ -196,7 +207,6 @@ func sayable(err error) string {
 
 // read is the only reader of the connection.
 func (s *session) read(ctx context.Context, h *hub) error {
-	s.conn.SetReadLimit(wire.MaxFrame)
 	_ = s.conn.SetReadDeadline(time.Now().Add(helloTimeout))
 	var delay time.Duration
 	joined := false
@@ -217,10 +227,7 @@ func (s *session) read(ctx context.Context, h *hub) error {
 	})
 	h.welcome(s)
 	for {
-		_, b, err := s.conn.ReadMessage()
-		if errors.Is(err, websocket.ErrReadLimit) {
-			return fmt.Errorf("%w: limit %d bytes", wire.ErrTooLarge, wire.MaxFrame)
-		}
+		b, err := s.receive()
 		if err != nil {
 			return err
 		}

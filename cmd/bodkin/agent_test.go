@@ -24,7 +24,7 @@ const processTimeout = time.Minute
 // rendezvous are not there.
 type node struct {
 	*lab.Host
-	*testing.T
+	t              *testing.T
 	ctx            context.Context
 	config, socket string
 }
@@ -53,7 +53,7 @@ func newNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{Host: h, T: t, ctx: ctx, config: filepath.Join(h.Dir(), "agent.yaml"), socket: filepath.Join(h.Dir(), "agent.sock")}
+	n := &node{Host: h, t: t, ctx: ctx, config: filepath.Join(h.Dir(), "agent.yaml"), socket: filepath.Join(h.Dir(), "agent.sock")}
 	conf := fmt.Sprintf("rendezvous: https://%s:7443\ncertificate: %s\nkey: %s\nca: %s\nviciSocket: %s\nsocket: %s\nstateDir: %s\n"+
 		"endpoint: {subnets: [10.233.66.0/24]}\n",
 		h.Addr(), cert, key, l.PKI().CAPath(), filepath.Join(h.Dir(), "charon.vici"), n.socket, filepath.Join(h.Dir(), "state"))
@@ -65,28 +65,28 @@ func newNode(t *testing.T) *node {
 
 // agent starts the agent, behind the words of before.
 func (n *node) agent(name string, before ...string) *lab.Process {
-	n.Helper()
+	n.t.Helper()
 	self, err := os.Executable()
 	if err != nil {
-		n.Fatal(err)
+		n.t.Fatal(err)
 	}
 	p, err := n.Start(n.ctx, name, []string{asMain + "=1"}, append(before, self, "agent", "--config", n.config)...)
 	if err != nil {
-		n.Fatal(err)
+		n.t.Fatal(err)
 	}
 	return p
 }
 
 // status polls `bodkin status` until it satisfies cond.
 func (n *node) status(p *lab.Process, cond func(agent.Status) bool) agent.Status {
-	n.Helper()
+	n.t.Helper()
 	var s agent.Status
 	for {
-		out, err := run(n.T, "", "status", "--socket", n.socket, "-o", "json")
+		out, err := run(n.t, "", "status", "--socket", n.socket, "-o", "json")
 		if err == nil {
 			s = agent.Status{}
 			if err := json.Unmarshal([]byte(out), &s); err != nil {
-				n.Fatal(err)
+				n.t.Fatal(err)
 			}
 			if cond(s) {
 				return s
@@ -94,9 +94,9 @@ func (n *node) status(p *lab.Process, cond func(agent.Status) bool) agent.Status
 		}
 		select {
 		case <-p.Done():
-			n.Fatalf("the agent ended:\n%s", p.Log())
+			n.t.Fatalf("the agent ended:\n%s", p.Log())
 		case <-n.ctx.Done():
-			n.Fatalf("status %+v, %v; the agent's log:\n%s", s, err, p.Log())
+			n.t.Fatalf("status %+v, %v; the agent's log:\n%s", s, err, p.Log())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
@@ -104,28 +104,28 @@ func (n *node) status(p *lab.Process, cond func(agent.Status) bool) agent.Status
 
 // end asks the agent to end and expects it to be content.
 func (n *node) end(p *lab.Process) {
-	n.Helper()
+	n.t.Helper()
 	if err := p.Signal(syscall.SIGTERM); err != nil {
-		n.Fatal(err)
+		n.t.Fatal(err)
 	}
 	if err := p.Wait(n.ctx); err != nil {
-		n.Errorf("the agent ended with %v:\n%s", err, p.Log())
+		n.t.Errorf("the agent ended with %v:\n%s", err, p.Log())
 	}
 	if _, err := os.Stat(n.socket); !errors.Is(err, os.ErrNotExist) {
-		n.Errorf("the agent left its socket: %v", err)
+		n.t.Errorf("the agent left its socket: %v", err)
 	}
 }
 
 // expectExit waits for a process that cannot work and checks its last words.
 func (n *node) expectExit(p *lab.Process, code int, words ...string) {
-	n.Helper()
+	n.t.Helper()
 	var exit *exec.ExitError
 	if err := p.Wait(n.ctx); !errors.As(err, &exit) || exit.ExitCode() != code {
-		n.Errorf("%v; want exit code %d:\n%s", err, code, p.Log())
+		n.t.Errorf("%v; want exit code %d:\n%s", err, code, p.Log())
 	}
 	for _, w := range words {
 		if !strings.Contains(p.Log(), w) {
-			n.Errorf("it does not say %q:\n%s", w, p.Log())
+			n.t.Errorf("it does not say %q:\n%s", w, p.Log())
 		}
 	}
 }

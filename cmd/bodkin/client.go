@@ -39,8 +39,7 @@ func call(ctx context.Context, socket, what, method, path string, query url.Valu
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		var op *net.OpError
-		if errors.As(err, &op) {
+		if op, ok := errors.AsType[*net.OpError](err); ok {
 			return fmt.Errorf("%s does not answer on %s: %w: is it running, and may you use its socket?", what, socket, op.Err)
 		}
 		return fmt.Errorf("%s: %w", what, err)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/bodkin-net/bodkin/e2e/lab"
 )
 
 // asMain makes the test binary behave as bodkin: daemons are tested as
@@ -108,6 +111,30 @@ func TestUsageErrors(t *testing.T) {
 				t.Errorf("%q is more than a line", err)
 			}
 		})
+	}
+}
+
+// A level that does not exist is found after the rest of the file was good.
+func TestAgentLogLevel(t *testing.T) {
+	dir := t.TempDir()
+	pki, err := lab.NewPKI(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key, err := pki.Issue("beijing.edge1", lab.CertOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := writeFile(t, "agent.yaml", fmt.Sprintf("rendezvous: https://127.0.0.1\ncertificate: %s\nkey: %s\nca: %s\nsocket: %s\nstateDir: %s\n"+
+		"logLevel: loud\nendpoint: {subnets: [10.233.66.0/24]}\n", cert, key, pki.CAPath(), filepath.Join(dir, "s"), dir))
+	_, err = run(t, "", "agent", "--config", config)
+	if err == nil || exitCode(err) != exitConfig {
+		t.Fatalf("error %v; want exit code %d", err, exitConfig)
+	}
+	for _, want := range []string{config, "logLevel", "loud", "want debug, info, warn or error"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q does not say %q", err, want)
+		}
 	}
 }
 

@@ -18,6 +18,8 @@ const (
 	mediationPoll = 20 * time.Millisecond
 	// mediationTimeout is for an SA to come or go, repetitions included.
 	mediationTimeout = 20 * time.Second
+	// swanctlTimeout is the same for swanctl, in its own notation.
+	swanctlTimeout = "20"
 )
 
 // mediation is the anchor: strongSwan's IKEv2 mediation extension the way
@@ -54,32 +56,46 @@ func newMediation(ctx context.Context, l *lab.Lab, kind lab.NATKind, edgeLink la
 		return nil, err
 	}
 	m := &mediation{left: mediated{node: "beijing.left"}, right: mediated{node: "beijing.right"}}
-	for i, end := range []struct{ self, peer *mediated }{{&m.left, &m.right}, {&m.right, &m.left}} {
-		end.self.pods = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 234, byte(i), 0}), 24)
-		end.self.pod = end.self.pods.Addr().Next()
-		end.peer.pods = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 234, byte(1 - i), 0}), 24)
-		if end.self.router, err = l.Router(fmt.Sprintf("m%dx", i), lab.RouterOptions{NAT: kind}); err != nil {
+	for i, end := range []*mediated{&m.left, &m.right} {
+		end.pods = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 234, byte(i), 0}), 24)
+		end.pod = end.pods.Addr().Next()
+		if err := end.build(l, fmt.Sprintf("m%d", i), kind, edgeLink); err != nil {
 			return nil, err
 		}
-		if err := end.self.router.SetLink(edgeLink); err != nil {
+	}
+	for _, ends := range [][2]*mediated{{&m.left, &m.right}, {&m.right, &m.left}} {
+		conf := mediatedConf(server.Addr(), serverNode, *ends[0], *ends[1])
+		if err := ends[0].register(ctx, conf); err != nil {
 			return nil, err
-		}
-		if end.self.host, err = l.Host(fmt.Sprintf("m%d", i), lab.HostOptions{Router: end.self.router}); err != nil {
-			return nil, err
-		}
-		if err := end.self.host.AddAddress(netip.PrefixFrom(end.self.pod, 24)); err != nil {
-			return nil, err
-		}
-		conf := mediatedConf(server.Addr(), serverNode, *end.self, *end.peer)
-		if _, err := end.self.host.StartCharon(lab.CharonOptions{Node: end.self.node, Swanctl: conf}); err != nil {
-			return nil, err
-		}
-		if out, err := end.self.host.Swanctl(ctx, "--initiate", "--ike", mediatorConn, "--timeout", "20"); err != nil {
-			return nil, fmt.Errorf("mediation SA of %s: %w: %s", end.self.node, err, out)
 		}
 	}
 	m.initiator, err = vici.NewSession(vici.WithAddr("unix", m.left.host.VICISocket()))
 	return m, err
+}
+
+// build makes the client's router and host.
+func (e *mediated) build(l *lab.Lab, name string, kind lab.NATKind, link lab.Link) (err error) {
+	if e.router, err = l.Router(name+"x", lab.RouterOptions{NAT: kind}); err != nil {
+		return err
+	}
+	if err := e.router.SetLink(link); err != nil {
+		return err
+	}
+	if e.host, err = l.Host(name, lab.HostOptions{Router: e.router}); err != nil {
+		return err
+	}
+	return e.host.AddAddress(netip.PrefixFrom(e.pod, 24))
+}
+
+// register starts the client's charon and returns when its mediation SA is up.
+func (e *mediated) register(ctx context.Context, conf string) error {
+	if _, err := e.host.StartCharon(lab.CharonOptions{Node: e.node, Swanctl: conf}); err != nil {
+		return err
+	}
+	if out, err := e.host.Swanctl(ctx, "--initiate", "--ike", mediatorConn, "--timeout", swanctlTimeout); err != nil {
+		return fmt.Errorf("mediation SA of %s: %w: %s", e.node, err, out)
+	}
+	return nil
 }
 
 func (m *mediation) Close() error {
@@ -114,7 +130,7 @@ func (m *mediation) run(ctx context.Context) (time.Duration, error) {
 // reset ends the tunnel at both ends and makes the NATs forget it; the
 // mediation SAs stay.
 func (m *mediation) reset(ctx context.Context) error {
-	if out, err := m.left.host.Swanctl(ctx, "--terminate", "--ike", mediatedConn, "--timeout", "20"); err != nil {
+	if out, err := m.left.host.Swanctl(ctx, "--terminate", "--ike", mediatedConn, "--timeout", swanctlTimeout); err != nil {
 		return fmt.Errorf("terminate: %w: %s", err, out)
 	}
 	for _, end := range []mediated{m.left, m.right} {

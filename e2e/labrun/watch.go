@@ -122,10 +122,8 @@ func pairEvents(was, is e2e.Pair) []event {
 	return events
 }
 
-// isDirect and triedOnce are conditions for e2e's WaitPair.
-func isDirect(p *e2e.Pair) bool { return p.State == stateDirect }
-
-func triedOnce(p *e2e.Pair) bool { return isDirect(p) || gaveUp(*p) }
+// triedOnce is a condition for e2e's WaitPair.
+func triedOnce(p *e2e.Pair) bool { return e2e.IsDirect(p) || gaveUp(*p) }
 
 // natsKnown reports whether every node's NAT is known.
 func natsKnown(nodes []e2e.Observed) bool {

@@ -100,7 +100,7 @@ func Encode(m Message) ([]byte, error) {
 // Decode parses and validates one frame.
 func Decode(b []byte) (Message, error) {
 	if len(b) > MaxFrame {
-		return nil, fmt.Errorf("%w: %d bytes, limit %d", ErrTooLarge, len(b), MaxFrame)
+		return nil, fmt.Errorf("%w: limit %d bytes", ErrTooLarge, MaxFrame)
 	}
 	var f frame
 	if err := json.Unmarshal(b, &f); err != nil {

@@ -1,0 +1,168 @@
+package rendezvous
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+func TestLoadConfig(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "rendezvous.yaml")
+	write(t, path, `# a full one
+listen: 198.51.100.1:7443
+certificate: /a.crt
+key: /a.key
+ca: /ca.crt
+stun: ["198.51.100.1:3478", "198.51.100.2:3479"]
+status: "[::1]:7480"
+statusTokenFile: /token
+adminSocket: /a.sock
+store: /a.db
+communitiesDir: /communities
+logLevel: debug
+`)
+	got, err := LoadConfig(path)
+	want := Config{
+		Listen: "198.51.100.1:7443", Certificate: "/a.crt", Key: "/a.key", CA: "/ca.crt",
+		STUN: []string{"198.51.100.1:3478", "198.51.100.2:3479"}, Status: "[::1]:7480", StatusTokenFile: "/token",
+		AdminSocket: "/a.sock", Store: "/a.db", CommunitiesDir: "/communities", LogLevel: "debug",
+	}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+func TestConfigDefaults(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "rendezvous.yaml")
+	for _, content := range []string{"", "# nothing\n", "{}\n", "listen:\n"} {
+		write(t, path, content)
+		if got, err := LoadConfig(path); err != nil || !reflect.DeepEqual(got, DefaultConfig()) {
+			t.Errorf("%q: %+v, %v", content, got, err)
+		}
+	}
+}
+
+// Each error is one line that names file and key and says what would be right.
+func TestConfigErrors(t *testing.T) {
+	tests := []struct{ name, content, want string }{
+		{"no YAML", "listen: [\n", "yaml: line"},
+		{"no mapping", "- listen\n", "line 1: no mapping: want lines such as listen"},
+		{"unknown key", "store: /a\nlisten_on: :7443\n", "line 2: listen_on: unknown key or given twice: known are adminSocket, ca, certificate"},
+		{"key of a Go field", "Listen: :7443\n", "line 1: Listen: unknown key"},
+		{"a key twice", "store: /a\nstore: /b\n", "line 2: store: unknown key or given twice"},
+		{"list for a text", "listen: [a, b]\n", "line 1: listen: want a text"},
+		{"text for a list", "store: /a\nstun: \":3478\"\n", "line 2: stun: want a list of texts"},
+		{"listen without a port", "listen: 198.51.100.1\n", `listen: "198.51.100.1" is no address: want host:port`},
+		{"listen on a port that is none", "listen: :seven\n", `listen: ":seven" is no address`},
+		{"status without a port", "status: localhost\n", `status: "localhost" is no address`},
+		{"status for everybody", "status: :7480\n", "status: :7480 is reachable from outside: set statusTokenFile"},
+		{"status for the network", "status: 198.51.100.1:7480\n", "set statusTokenFile too, or listen on 127.0.0.1"},
+		{"one STUN port", "stun: [\":3478\"]\n", "stun: 1 addresses: want two ports"},
+		{"three STUN ports", "stun: [\":1\", \":2\", \":3\"]\n", "stun: 3 addresses: want two ports"},
+		{"STUN host name", "stun: [\"stun.example.com:3478\", \":3479\"]\n", `stun: "stun.example.com:3478" is no address: want IP:port or :port`},
+		{"STUN port out of range", "stun: [\":3478\", \":65536\"]\n", `stun: ":65536" is no address`},
+		{"no store", "store: \"\"\n", "store: empty: want the path"},
+		{"no admin socket", "adminSocket: \"\"\n", "adminSocket: empty: want the path"},
+		{"log level", "logLevel: loud\n", `logLevel: "loud": want debug, info, warn or error`},
+	}
+	path := filepath.Join(t.TempDir(), "rendezvous.yaml")
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			write(t, path, tt.content)
+			_, err := LoadConfig(path)
+			wantConfigError(t, err, "configuration "+path+": ", tt.want)
+		})
+	}
+	_, err := LoadConfig(path + ".absent")
+	wantConfigError(t, err, "configuration: ", path+".absent", "no such file")
+	if !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+}
+
+func wantConfigError(t *testing.T, err error, parts ...string) {
+	t.Helper()
+	if !errors.Is(err, ErrConfig) {
+		t.Fatalf("%v, want an ErrConfig", err)
+	}
+	text := err.Error()
+	for _, part := range parts {
+		if !strings.Contains(text, part) {
+			t.Errorf("error %q lacks %q", text, part)
+		}
+	}
+	if strings.Contains(text, "\n") {
+		t.Errorf("more than one line: %q", text)
+	}
+}
+
+// What the configuration names is looked at before anything is opened.
+func TestNewErrors(t *testing.T) {
+	tests := []struct {
+		name   string
+		change func(t *testing.T, c *Config)
+		want   []string
+	}{
+		{"no certificate", func(t *testing.T, c *Config) { c.Certificate += ".absent" }, []string{"certificate ", ".absent", "no such file"}},
+		{"another's key", func(t *testing.T, c *Config) { c.Key = newSite(t).config.Key }, []string{"certificate ", "key ", "does not match"}},
+		{"no CA", func(t *testing.T, c *Config) { c.CA += ".absent" }, []string{"ca: ", "no such file"}},
+		{"a CA that is none", func(t *testing.T, c *Config) { c.CA = c.Key }, []string{"ca: ", "holds no PEM certificate"}},
+		{"no token file", func(t *testing.T, c *Config) { c.StatusTokenFile = c.Store + ".absent" }, []string{"statusTokenFile: ", "no such file"}},
+		{"a short token", func(t *testing.T, c *Config) {
+			c.StatusTokenFile = filepath.Join(t.TempDir(), "token")
+			write(t, c.StatusTokenFile, "secret\n")
+		}, []string{"statusTokenFile ", "6 characters: want 16 or more"}},
+		{"a key out of place", func(t *testing.T, c *Config) { c.STUN = nil }, []string{"stun: 0 addresses"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := newSite(t).config
+			tt.change(t, &cfg)
+			leaks := goleak.IgnoreCurrent()
+			server, err := New(cfg, slog.New(slog.DiscardHandler))
+			if server != nil {
+				server.Close()
+			}
+			wantConfigError(t, err, append(tt.want, "configuration: ")...)
+			goleak.VerifyNone(t, leaks)
+		})
+	}
+}
+
+// A port that is taken is no error of the configuration: waiting may heal it.
+func TestNewGivesBackWhatItOpened(t *testing.T) {
+	s := newSite(t)
+	running := newSite(t).start()
+	for key, change := range map[string]func(*Config){
+		"listen: ": func(c *Config) { c.Listen = running.server.agents.Addr().String() },
+		"status: ": func(c *Config) { c.Status = running.server.status.Addr().String() },
+		"stun: ":   func(c *Config) { c.STUN[0] = running.server.stun.Addrs()[0].String() },
+		"adminSocket: ": func(c *Config) {
+			c.AdminSocket = filepath.Join(filepath.Dir(c.AdminSocket), "absent", "sock")
+		},
+	} {
+		cfg := s.config
+		cfg.STUN = []string{"127.0.0.1:0", "127.0.0.1:0"}
+		change(&cfg)
+		server, err := New(cfg, slog.New(slog.DiscardHandler))
+		if server != nil || err == nil || !strings.HasPrefix(err.Error(), key) || errors.Is(err, ErrConfig) {
+			t.Errorf("%v, want an error of %s", err, key)
+		}
+	}
+	s.start() // the store is free, and so is the socket
+}
+
+func TestSTUNAddrs(t *testing.T) {
+	got, err := Config{STUN: []string{":3478", "198.51.100.1:3479"}}.stunAddrs()
+	want := []netip.AddrPort{netip.MustParseAddrPort("[::]:3478"), netip.MustParseAddrPort("198.51.100.1:3479")}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%v, %v, want %v", got, err, want)
+	}
+}

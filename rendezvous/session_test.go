@@ -1,0 +1,167 @@
+package rendezvous
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+// newUnconnected is a session without a connection: its outbox is not emptied.
+func newUnconnected() *session {
+	return newSession(nil, edge1, slog.New(slog.DiscardHandler), time.Now())
+}
+
+func TestFullOutboxEndsTheSession(t *testing.T) {
+	s := newUnconnected()
+	for range outboxSize {
+		s.send(&wire.Bye{})
+	}
+	select {
+	case <-s.closing:
+		t.Fatalf("closed with room left: %+v", s.bye)
+	default:
+	}
+	s.send(&wire.Bye{})
+	select {
+	case <-s.closing:
+	default:
+		t.Fatal("not closed")
+	}
+	if want := fmt.Sprint(outboxSize, " messages unread"); !strings.Contains(s.bye.Reason, want) || s.bye.Final {
+		t.Errorf("%+v, want %q", s.bye, want)
+	}
+	s.send(&wire.Bye{}) // goes nowhere, and does not block
+}
+
+func TestFirstReasonCounts(t *testing.T) {
+	s := newUnconnected()
+	first := &wire.Bye{Reason: "first"}
+	s.close(first)
+	s.close(&wire.Bye{Reason: "second", Final: true})
+	if s.bye != first {
+		t.Errorf("%+v", s.bye)
+	}
+}
+
+func TestMessageTooLargeForTheWireEndsTheSession(t *testing.T) {
+	s := newUnconnected()
+	s.send(&wire.Bye{Reason: strings.Repeat("x", wire.MaxFrame)})
+	<-s.closing
+	if !strings.Contains(s.bye.Reason, wire.ErrTooLarge.Error()) || len(s.out) != 0 {
+		t.Errorf("%+v, %d queued", s.bye, len(s.out))
+	}
+}
+
+func TestSayable(t *testing.T) {
+	tests := []struct {
+		name string
+		err  error
+		want string
+	}{
+		{"nothing", nil, ""},
+		{"what the agent did", fmt.Errorf("%w %q", wire.ErrType, "hola"), `unknown message type "hola"`},
+		{"the agent closed", &websocket.CloseError{Code: websocket.CloseGoingAway}, ""},
+		{"wrapped", fmt.Errorf("read: %w", &websocket.CloseError{Code: websocket.CloseAbnormalClosure}), ""},
+		{"the connection broke", &net.OpError{Op: "read", Err: io.ErrUnexpectedEOF}, ""},
+		{"closed here", net.ErrClosed, ""},
+	}
+	for _, tt := range tests {
+		if got := sayable(tt.err); got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+// Credentials of two sessions have nothing in common.
+func TestSessionCredentials(t *testing.T) {
+	a, b := newUnconnected(), newUnconnected()
+	if a.username == b.username || a.password == b.password || a.username == a.password || len(a.password) < 22 {
+		t.Errorf("%q %q and %q %q", a.username, a.password, b.username, b.password)
+	}
+}
+
+// The pong measures half the round trip, which becomes the start offset.
+func TestPongMeasuresTheDelay(t *testing.T) {
+	r := newSite(t).start()
+	r.apply(community("all", edge1, edge2))
+	fast, slow := r.dial(edge1), r.dial(edge2)
+	const lag = 300 * time.Millisecond
+	pinged := make(chan string, 1)
+	slow.conn.SetPingHandler(func(data string) error { pinged <- data; return nil })
+	arrived := time.Now()
+	fast.send(&wire.Hello{Endpoint: endpointOf(edge1), Candidates: []wire.Candidate{}})
+	fast.expectPeers()
+	fast.askSTUN()
+	slow.send(&wire.Hello{Endpoint: endpointOf(edge2), Candidates: []wire.Candidate{}})
+	slow.expectPeers(edge1) // reading takes the ping, too
+	data := <-pinged
+	time.Sleep(time.Until(arrived.Add(lag))) // the path's delay, not a wait for something
+	if err := slow.conn.WriteControl(websocket.PongMessage, []byte(data), time.Now().Add(testWait)); err != nil {
+		t.Fatal(err)
+	}
+	r.until("measured", func(Snapshot) bool {
+		var delay time.Duration
+		_ = r.server.hub.call(t.Context(), func(time.Time) []action {
+			delay = r.server.hub.coordinator.nodes[edge2].delay
+			return nil
+		})
+		return delay >= lag/2
+	})
+	slow.askSTUN()
+	if p := expect[*wire.Punch](fast); p.StartAfterMs < lag.Milliseconds()/2-int64(testWait/time.Millisecond) || p.StartAfterMs == 0 {
+		t.Errorf("edge1 starts after %d ms, want about %d", p.StartAfterMs, lag.Milliseconds()/2)
+	}
+	if p := expect[*wire.Punch](slow); p.StartAfterMs != 0 {
+		t.Errorf("edge2 starts after %d ms", p.StartAfterMs)
+	}
+}
+
+// Pongs that nobody asked for measure nothing.
+func TestForgedPong(t *testing.T) {
+	r := newSite(t).start()
+	p := r.join(edge1)
+	p.expectPeers()
+	for _, data := range []string{"", "short", "far too long for a time", "\xff\xff\xff\xff\xff\xff\xff\xff", "\x7f\xff\xff\xff\xff\xff\xff\xff"} {
+		if err := p.conn.WriteControl(websocket.PongMessage, []byte(data), time.Now().Add(testWait)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.apply(community("all", edge1, connector)) // an answer after the pongs were read
+	p.send(&wire.Report{Peer: connector, Outcome: wire.OutcomeLost})
+	if n := nodeIn(r.snapshot(), edge1); !n.Online {
+		t.Errorf("%+v", n)
+	}
+	err := r.server.hub.call(t.Context(), func(time.Time) []action {
+		if d := r.server.hub.coordinator.nodes[edge1].delay; d < 0 || d > pongTimeout {
+			t.Errorf("delay %v", d)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestHubCalls(t *testing.T) {
+	h := newHub(slog.New(slog.DiscardHandler), nil, nil, newMetrics(), "store")
+	nothing := func(time.Time) []action { return nil }
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := h.call(cancelled, nothing); !errors.Is(err, context.Canceled) {
+		t.Errorf("a caller that has gone: %v", err)
+	}
+	close(h.done)
+	if err := h.call(t.Context(), nothing); !errors.Is(err, errStopped) {
+		t.Errorf("a hub that has ended: %v", err)
+	}
+}
