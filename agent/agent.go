@@ -19,15 +19,12 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/bodkin-net/bodkin/agent/charon"
 	"github.com/bodkin-net/bodkin/punch"
-	"github.com/bodkin-net/bodkin/punch/rawudp"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
@@ -54,9 +51,11 @@ type Daemon struct {
 	api     net.Listener
 
 	// What follows belongs to the goroutine of Run.
-	port      *punch.Port
-	tunnels   map[wire.NodeName]*tunnel
-	runs      map[wire.NodeName]*running
+	port    *punch.Port
+	tunnels map[wire.NodeName]*tunnel
+	runs    map[wire.NodeName]*running
+	// listed: the rendezvous has told who our peers are.
+	listed    bool
 	lastRun   runID
 	link      *linkUp
 	linkErr   error
@@ -178,53 +177,6 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 }
 
-// openPort opens the shared port on every address a peer could reach, waiting
-// for the first one.
-func (d *Daemon) openPort(ctx context.Context) error {
-	for warned := false; ; warned = true {
-		ifaces, err := punch.Interfaces()
-		if err != nil {
-			return fmt.Errorf("network interfaces: %w", err)
-		}
-		hosts := punch.HostCandidates(ifaces, d.id.endpoint.Subnets, d.cfg.IKEPort)
-		if len(hosts) > 0 {
-			return d.listen(hosts)
-		}
-		if !warned {
-			d.log.Warn("no usable address on any interface yet: waiting for one")
-		}
-		select {
-		case <-time.After(addressRetry):
-		case q := <-d.queries:
-			q <- d.status()
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-func (d *Daemon) listen(hosts []netip.AddrPort) error {
-	var conns []net.PacketConn
-	closeAll := func() {
-		for _, c := range conns {
-			c.Close()
-		}
-	}
-	for _, h := range hosts {
-		c, err := rawudp.Listen(rawudp.Options{Addr: h.Addr(), Port: h.Port(), Mark: d.cfg.Mark})
-		if err != nil {
-			closeAll()
-			return fmt.Errorf("shared port %s: %w", h, err)
-		}
-		conns = append(conns, c)
-	}
-	var err error
-	if d.port, err = punch.NewPort(conns, d.log); err != nil {
-		closeAll()
-	}
-	return err
-}
-
 func (d *Daemon) nextRun() runID {
 	d.lastRun++
 	return d.lastRun
@@ -301,216 +253,6 @@ func (d *Daemon) runEvent(ctx context.Context, e runEvent) {
 	}
 }
 
-// linkEvent handles the rendezvous' messages.
-func (d *Daemon) linkEvent(ctx context.Context, e linkEvent) {
-	switch {
-	case e.up != nil:
-		d.linkOpened(ctx, e.up)
-	case e.down != nil:
-		if d.link != nil || d.linkErr == nil {
-			d.linkSince = time.Now()
-		}
-		d.link, d.linkErr = nil, e.down
-		d.stopNet()
-		d.stopNet = func() {}
-	default:
-		d.message(ctx, e.message)
-	}
-}
-
-// linkOpened says hello with what stands, and starts looking at the network.
-func (d *Daemon) linkOpened(ctx context.Context, up *linkUp) {
-	d.link, d.linkErr, d.linkSince = up, nil, time.Now()
-	d.sessionAddr = netip.Addr{}
-	hello := &wire.Hello{
-		AgentVersion: d.version, Endpoint: d.id.endpoint, Candidates: d.hosts(),
-	}
-	for _, t := range d.sorted() {
-		if t.standing {
-			hello.Tunnels = append(hello.Tunnels, wire.Tunnel{Peer: t.name(), Path: t.path, Monitored: t.monitored})
-		}
-	}
-	d.send(hello)
-	d.log.Info("joined", "rendezvous", d.id.url, "as", up.welcome.Node)
-	d.stopNet()
-	d.stopNet = d.watchNetwork(ctx, up)
-}
-
-func (d *Daemon) hosts() []wire.Candidate {
-	var cs []wire.Candidate
-	for _, a := range d.port.Local() {
-		c := wire.Candidate{Kind: wire.Host, Addr: a}
-		if c.Validate() == nil && !d.inTunnel(a.Addr()) {
-			cs = append(cs, c)
-		}
-	}
-	return cs
-}
-
-// inTunnel reports whether an address belongs to a peer's subnets: packets to
-// it would go into a tunnel, so it cannot carry one.
-func (d *Daemon) inTunnel(a netip.Addr) bool {
-	for _, t := range d.tunnels {
-		if slices.ContainsFunc(t.peer.Endpoint.Subnets, func(p netip.Prefix) bool { return p.Contains(a) }) {
-			return true
-		}
-	}
-	return false
-}
-
-func (d *Daemon) message(ctx context.Context, m wire.Message) {
-	now := time.Now()
-	switch m := m.(type) {
-	case *wire.Peers:
-		d.peers(ctx, now, m)
-	case *wire.Punch:
-		t := d.tunnels[m.Peer.Endpoint.Name]
-		if t == nil {
-			d.log.Warn("order for a node that is no peer", "peer", m.Peer.Endpoint.Name)
-			return
-		}
-		d.perform(ctx, t, t.ordered(now, m, d.nextRun()))
-	case *wire.Trickle:
-		for _, r := range d.runs {
-			if r.order != nil && r.order.Attempt == m.Attempt {
-				select {
-				case r.trickle <- m.Candidates:
-				default:
-				}
-			}
-		}
-	case *wire.Cancel:
-		for _, t := range d.tunnels {
-			d.perform(ctx, t, t.cancelled(now, m.Attempt, m.Reason))
-		}
-	default:
-		d.log.Warn("unexpected message", "type", m.Type())
-	}
-}
-
-// peers brings the tunnels in line with the complete set.
-func (d *Daemon) peers(ctx context.Context, now time.Time, m *wire.Peers) {
-	storeID := d.link.welcome.StoreID
-	listed := map[wire.NodeName]bool{}
-	for _, p := range m.Peers {
-		name := p.Endpoint.Name
-		listed[name] = true
-		t := d.tunnels[name]
-		if t == nil {
-			t = newTunnel(p, storeID, now)
-			d.tunnels[name] = t
-		}
-		if d.owned.has(string(name)) {
-			if err := d.owned.set(string(name), storeID); err != nil {
-				d.log.Error("state not written", "err", err)
-			}
-		}
-		d.perform(ctx, t, t.wanted(now, p, storeID, d.nextRun))
-	}
-	for _, t := range d.sorted() {
-		switch {
-		case listed[t.name()]:
-		case t.storeID != "" && t.storeID != storeID:
-			d.log.Warn("tunnel kept: the rendezvous has another store than the one that asked for it", "peer", t.name())
-		default:
-			d.remove(ctx, t)
-		}
-	}
-}
-
-// remove ends a tunnel that is no longer wanted.
-func (d *Daemon) remove(ctx context.Context, t *tunnel) {
-	name := string(t.name())
-	d.log.Info("tunnel removed: no community holds both nodes any more", "peer", name)
-	d.stopRun(t.name())
-	delete(d.tunnels, t.name())
-	if d.owned.has(name) {
-		d.unload(ctx, name)
-	}
-}
-
-// unload takes a connection of ours out of charon, SAs and all.
-func (d *Daemon) unload(ctx context.Context, name string) {
-	for _, err := range []error{d.vici.Unload(ctx, name), d.vici.Terminate(ctx, name)} {
-		if err != nil && !errors.Is(err, charon.ErrNotFound) {
-			d.log.Error("connection not removed; trying again when charon is back", "connection", name, "err", err)
-			return
-		}
-	}
-	if err := d.owned.drop(name); err != nil {
-		d.log.Error("state not written", "err", err)
-	}
-}
-
-// charonEvent keeps the tunnels in line with charon.
-func (d *Daemon) charonEvent(ctx context.Context, e charon.Event) {
-	now := time.Now()
-	switch e.Kind {
-	case charon.EventUp:
-		d.charonUp, d.charonErr = true, nil
-		d.log.Info("charon reachable", "version", e.Version.Version)
-		d.adopt(ctx, now)
-		d.charonReady.set(true)
-	case charon.EventDown:
-		d.charonUp, d.charonErr = false, e.Err
-		d.charonReady.set(false)
-		d.log.Warn("charon not reachable", "err", e.Err)
-		for _, t := range d.sorted() {
-			d.perform(ctx, t, t.gone(now, "charon stopped or restarted"))
-		}
-	case charon.EventIKEDown, charon.EventChildDown, charon.EventOverflow:
-		d.checkGone(ctx, now, e.Name)
-	}
-	for name, r := range d.runs {
-		if e.Name == "" || e.Name == string(name) {
-			select {
-			case r.wake <- struct{}{}:
-			default:
-			}
-		}
-	}
-}
-
-// adopt loads the credentials into a charon that has just appeared, and takes
-// up the tunnels in it that are ours.
-func (d *Daemon) adopt(ctx context.Context, now time.Time) {
-	if d.cfg.LoadCredentials {
-		if err := d.vici.LoadCredentials(ctx, d.id.credentials); err != nil {
-			d.log.Error("credentials not loaded into charon", "err", err)
-		}
-	}
-	sas, err := d.vici.SAs(ctx, "")
-	if err != nil {
-		d.log.Error("SAs not listed", "err", err)
-		return
-	}
-	for _, name := range d.owned.names() {
-		node := wire.NodeName(name)
-		if d.tunnels[node] == nil {
-			d.tunnels[node] = newTunnel(wire.Peer{Endpoint: wire.Endpoint{Name: node}}, d.owned.storeID(name), now)
-		}
-		for _, sa := range sas {
-			if t := d.tunnels[node]; sa.Name == name && !t.standing && measure([]charon.SA{sa}, wire.Path{}, nil).installed {
-				t.adopted(now, wire.Path{Local: sa.Local, Remote: sa.Remote})
-				d.log.Info("tunnel adopted from charon", "peer", name, "remote", sa.Remote)
-			}
-		}
-	}
-}
-
-// checkGone asks charon whether a tunnel it reported on is still there.
-func (d *Daemon) checkGone(ctx context.Context, now time.Time, name string) {
-	for _, t := range d.sorted() {
-		if !t.standing || name != "" && name != string(t.name()) {
-			continue
-		}
-		sas, err := d.vici.SAs(ctx, string(t.name()))
-		if err == nil && !measure(sas, wire.Path{}, nil).installed {
-			d.perform(ctx, t, t.gone(now, "charon ended the tunnel: the peer deleted it or stopped answering"))
-		}
-	}
-}
-
 // stop ends all runs; the tunnels stay unless configured otherwise.
 func (d *Daemon) stop() {
 	d.stopNet()
@@ -533,24 +275,4 @@ func (d *Daemon) sorted() []*tunnel {
 		}
 		return 1
 	})
-}
-
-// listenAPI replaces the socket of an agent that was killed, but not that of
-// one that runs.
-func listenAPI(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	if c, err := net.Dial("unix", path); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("another agent serves %s: stop it first", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
-	}
-	return l, os.Chmod(path, 0o660)
 }

@@ -3,9 +3,14 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
@@ -102,4 +107,24 @@ func (d *Daemon) serveAPI(ctx context.Context) {
 	if err := srv.Serve(d.api); err != nil && ctx.Err() == nil {
 		d.log.Error("status socket", "err", err)
 	}
+}
+
+// listenAPI replaces the socket of an agent that was killed, but not that of
+// one that runs.
+func listenAPI(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("another agent serves %s: stop it first", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	return l, os.Chmod(path, 0o660)
 }

@@ -26,7 +26,6 @@ type network struct {
 	nat    wire.NAT
 	// discovered: nat holds a result, not just the mapped address.
 	discovered bool
-	at         time.Time
 }
 
 // watchNetwork keeps the rendezvous' observation fresh and finds out what the
@@ -66,15 +65,17 @@ func (w *networkWatch) run(ctx context.Context) {
 			mapped, err = punch.Mapped(ctx, w.port, from, w.servers, w.cred)
 			if err == nil && mapped != known {
 				known = mapped
-				w.emit(ctx, network{mapped: mapped, at: time.Now()})
-				w.discover(ctx, from)
+				w.emit(ctx, network{mapped: mapped})
+				if !w.discover(ctx, from) {
+					known = netip.AddrPort{} // and again at the next look
+				}
 			}
 		}
 		if err != nil && ctx.Err() == nil {
 			known = netip.AddrPort{}
 			w.emit(ctx, network{
 				nat:        wire.NAT{Blocked: fmt.Sprintf("the rendezvous' STUN service does not answer: %v", err)},
-				discovered: true, at: time.Now(),
+				discovered: true,
 			})
 		}
 		pause := time.Duration(float64(observeInterval) * (1 - observeJitter + 2*observeJitter*rand.Float64()))
@@ -87,11 +88,14 @@ func (w *networkWatch) run(ctx context.Context) {
 	}
 }
 
-func (w *networkWatch) discover(ctx context.Context, from netip.AddrPort) {
+// discover finds out what the NAT does, and whether that worked.
+func (w *networkWatch) discover(ctx context.Context, from netip.AddrPort) bool {
 	n, err := punch.Discover(ctx, w.port, from, w.servers, w.cred)
-	if err == nil {
-		w.emit(ctx, network{mapped: n.Mapped, nat: wireNAT(n), discovered: true, at: time.Now()})
+	if err != nil {
+		return false
 	}
+	w.emit(ctx, network{mapped: n.Mapped, nat: wireNAT(n), discovered: true})
+	return true
 }
 
 func (w *networkWatch) emit(ctx context.Context, n network) {

@@ -59,7 +59,7 @@ func benchCommand() *cobra.Command {
 	return cmd
 }
 
-const benchExplained = `Time to the first ping: strongSwan pings through the tunnel, sent every 10 ms, first answer counts;
+const benchExplained = `Time to the first ping through the strongSwan tunnel: one is sent every 10 ms, the first answer counts;
 port-restricted NATs on both sides; the link to the rendezvous (the mediator) has no delay of its own,
 so it is half as far from an edge as the other edge is. Both methods alternate in one lab.
   ours:      both agents online and their NATs known; from sending the community.

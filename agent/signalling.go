@@ -1,0 +1,139 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+// linkEvent handles the rendezvous' messages.
+func (d *Daemon) linkEvent(ctx context.Context, e linkEvent) {
+	switch {
+	case e.up != nil:
+		d.linkOpened(ctx, e.up)
+	case e.down != nil:
+		if d.link != nil || d.linkErr == nil {
+			d.linkSince = time.Now()
+		}
+		d.link, d.linkErr = nil, e.down
+		d.stopNet()
+		d.stopNet = func() {}
+	default:
+		d.message(ctx, e.message)
+	}
+}
+
+// linkOpened says hello with what stands, and starts looking at the network.
+func (d *Daemon) linkOpened(ctx context.Context, up *linkUp) {
+	d.link, d.linkErr, d.linkSince = up, nil, time.Now()
+	d.sessionAddr = netip.Addr{}
+	hello := &wire.Hello{
+		AgentVersion: d.version, Endpoint: d.id.endpoint, Candidates: d.hosts(),
+	}
+	for _, t := range d.sorted() {
+		if t.standing {
+			hello.Tunnels = append(hello.Tunnels, wire.Tunnel{Peer: t.name(), Path: t.path, Monitored: t.monitored})
+		}
+	}
+	d.send(hello)
+	d.log.Info("joined", "rendezvous", d.id.url, "as", up.welcome.Node)
+	d.stopNet()
+	d.stopNet = d.watchNetwork(ctx, up)
+}
+
+func (d *Daemon) hosts() []wire.Candidate {
+	var cs []wire.Candidate
+	for _, a := range d.port.Local() {
+		c := wire.Candidate{Kind: wire.Host, Addr: a}
+		if c.Validate() == nil && !d.inTunnel(a.Addr()) {
+			cs = append(cs, c)
+		}
+	}
+	return cs
+}
+
+// inTunnel reports whether an address belongs to a peer's subnets: packets to
+// it would go into a tunnel, so it cannot carry one.
+func (d *Daemon) inTunnel(a netip.Addr) bool {
+	for _, t := range d.tunnels {
+		if slices.ContainsFunc(t.peer.Endpoint.Subnets, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *Daemon) message(ctx context.Context, m wire.Message) {
+	now := time.Now()
+	switch m := m.(type) {
+	case *wire.Peers:
+		d.peers(ctx, now, m)
+	case *wire.Punch:
+		t := d.tunnels[m.Peer.Endpoint.Name]
+		if t == nil {
+			d.log.Warn("order for a node that is no peer", "peer", m.Peer.Endpoint.Name)
+			return
+		}
+		d.perform(ctx, t, t.ordered(now, m, d.nextRun()))
+	case *wire.Trickle:
+		for _, r := range d.runs {
+			if r.order != nil && r.order.Attempt == m.Attempt {
+				select {
+				case r.trickle <- m.Candidates:
+				default:
+				}
+			}
+		}
+	case *wire.Cancel:
+		for _, t := range d.tunnels {
+			d.perform(ctx, t, t.cancelled(now, m.Attempt, m.Reason))
+		}
+	default:
+		d.log.Warn("unexpected message", "type", m.Type())
+	}
+}
+
+// peers brings the tunnels in line with the complete set.
+func (d *Daemon) peers(ctx context.Context, now time.Time, m *wire.Peers) {
+	storeID := d.link.welcome.StoreID
+	d.listed = true
+	listed := map[wire.NodeName]bool{}
+	for _, p := range m.Peers {
+		name := p.Endpoint.Name
+		listed[name] = true
+		t := d.tunnels[name]
+		if t == nil {
+			t = newTunnel(p, storeID, now)
+			d.tunnels[name] = t
+		}
+		if d.owned.has(string(name)) {
+			if err := d.owned.set(string(name), storeID); err != nil {
+				d.log.Error("state not written", "err", err)
+			}
+		}
+		d.perform(ctx, t, t.wanted(now, p, storeID, d.nextRun))
+	}
+	for _, t := range d.sorted() {
+		switch {
+		case listed[t.name()]:
+		case t.storeID != "" && t.storeID != storeID:
+			d.log.Warn("tunnel kept: the rendezvous has another store than the one that asked for it", "peer", t.name())
+		default:
+			d.remove(ctx, t)
+		}
+	}
+}
+
+// remove ends a tunnel that is no longer wanted.
+func (d *Daemon) remove(ctx context.Context, t *tunnel) {
+	name := string(t.name())
+	d.log.Info("tunnel removed: no community holds both nodes any more", "peer", name)
+	d.stopRun(t.name())
+	delete(d.tunnels, t.name())
+	if d.owned.has(name) {
+		d.unload(ctx, name)
+	}
+}
