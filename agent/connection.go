@@ -15,8 +15,9 @@ const (
 	// dpdPunched: ICE consent watches a punched path; DPD is left for the time
 	// when no agent runs, and each costs some 220 bytes of somebody's SIM card.
 	dpdPunched = 2 * time.Minute
-	// dpdPublic: nothing else watches the tunnel to the connector.
-	dpdPublic = 30 * time.Second
+	// dpdPublic: nothing else watches the tunnel to the connector, and both
+	// ends ask.
+	dpdPublic = time.Minute
 )
 
 // connection is the tunnel from self to peer as charon shall know it. The

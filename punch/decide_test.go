@@ -186,7 +186,7 @@ func TestPacing(t *testing.T) {
 
 func TestConsentSchedule(t *testing.T) {
 	start := time.Unix(1000, 0)
-	at := func(d time.Duration) time.Time { return start.Add(d) }
+	at := start.Add
 	fresh := func(r Role) *consent {
 		c := newConsent(DefaultConsent(), r, start)
 		c.rand = func() float64 { return 0.5 } // no jitter

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -316,7 +315,7 @@ func TestWatchWantsDirectory(t *testing.T) {
 		filepath.Join(t.TempDir(), "absent"): os.ErrNotExist,
 		file:                                 syscall.ENOTDIR,
 	} {
-		err := watchCommunities(t.Context(), path, nil, slog.New(slog.NewTextHandler(io.Discard, nil)), func([]Community) {
+		err := watchCommunities(t.Context(), path, nil, slog.New(slog.DiscardHandler), func([]Community) {
 			t.Error("applied")
 		})
 		if !errors.Is(err, want) || !strings.Contains(err.Error(), path) {

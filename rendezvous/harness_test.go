@@ -241,15 +241,21 @@ func (r *running) dialTLS(certs ...tls.Certificate) (*websocket.Conn, error) {
 	return conn, err
 }
 
-// dial opens a session and takes the welcome.
-func (r *running) dial(name wire.NodeName) *peer {
+// connect opens a session.
+func (r *running) connect(name wire.NodeName) *peer {
 	r.t.Helper()
 	conn, err := r.dialTLS(r.ca.issue(string(name)))
 	if err != nil {
 		r.t.Fatalf("dial: %v", err)
 	}
 	r.t.Cleanup(func() { _ = conn.Close() })
-	p := &peer{t: r.t, name: name, conn: conn}
+	return &peer{t: r.t, name: name, conn: conn}
+}
+
+// dial opens a session and takes the welcome.
+func (r *running) dial(name wire.NodeName) *peer {
+	r.t.Helper()
+	p := r.connect(name)
 	p.welcome = expect[*wire.Welcome](p)
 	return p
 }

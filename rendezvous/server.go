@@ -110,12 +110,14 @@ func New(cfg Config, log *slog.Logger) (_ *Server, err error) {
 // newSeed makes the coordinator's source from the system's randomness.
 func newSeed() *mathrand.ChaCha8 {
 	var seed [32]byte
-	rand.Read(seed[:]) //nolint:errcheck // never fails since Go 1.24
+	rand.Read(seed[:]) // never fails since Go 1.24
 	return mathrand.NewChaCha8(seed)
 }
 
 func (s *Server) listen(tlsConfig *tls.Config) error {
-	agents, err := net.Listen("tcp", s.cfg.Listen)
+	// Sessions have pings of their own; TCP's would double what they cost.
+	lc := net.ListenConfig{KeepAlive: -1}
+	agents, err := lc.Listen(context.Background(), "tcp", s.cfg.Listen)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}

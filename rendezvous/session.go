@@ -73,7 +73,7 @@ func newSession(conn *websocket.Conn, node wire.NodeName, log *slog.Logger, now 
 
 func token(n int) string {
 	b := make([]byte, n)
-	rand.Read(b) //nolint:errcheck // never fails since Go 1.24
+	rand.Read(b) // never fails since Go 1.24
 	return hex.EncodeToString(b)
 }
 
@@ -105,7 +105,9 @@ func (s *session) write() {
 	defer s.conn.Close()
 	ping := time.NewTicker(pingInterval)
 	defer ping.Stop()
-	s.ping()
+	if s.ping() != nil {
+		return
+	}
 	for {
 		select {
 		case b := <-s.out:

@@ -167,7 +167,7 @@ func list[T any](s *Store, bucket []byte) (records []T, err error) {
 // decode it now means that the file changed underneath.
 func decode(value []byte, record any) error {
 	if err := json.Unmarshal(value, record); err != nil {
-		return fmt.Errorf("%w: %v", ErrCorrupt, err)
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	return nil
 }

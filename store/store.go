@@ -268,7 +268,7 @@ func (s *Store) verify(tx *bbolt.Tx) error {
 		}
 		err := bucket.ForEach(func(key, value []byte) error {
 			if err := b.check(value); err != nil {
-				return fmt.Errorf("%w: record %q in %q: %v", ErrCorrupt, key, b.name, err)
+				return fmt.Errorf("%w: record %q in %q: %w", ErrCorrupt, key, b.name, err)
 			}
 			return nil
 		})
@@ -286,7 +286,7 @@ func checkPages(tx *bbolt.Tx) error {
 	var first error
 	for err := range tx.Check() { // drained to the end, or its goroutine stays
 		if first == nil {
-			first = fmt.Errorf("%w: %v", ErrCorrupt, err)
+			first = fmt.Errorf("%w: %w", ErrCorrupt, err)
 		}
 	}
 	return first

@@ -16,12 +16,13 @@ const (
 	// change of port during IKE_AUTH, which a punched mapping would not survive.
 	DefaultPort = 4500
 
-	// DefaultDPDDelay: the path is watched by ICE consent; DPD is what remains
-	// when the agent is not running, and it costs about 220 bytes each time.
+	// DefaultDPDDelay is long, because ICE consent watches the path: DPD is
+	// what remains when the agent is not running, at some 220 bytes each time.
 	DefaultDPDDelay = 60 * time.Second
 
-	// DefaultIKERekey and DefaultChildRekey are strongSwan's own.
-	DefaultIKERekey   = 4 * time.Hour
+	// DefaultIKERekey is strongSwan's own.
+	DefaultIKERekey = 4 * time.Hour
+	// DefaultChildRekey is strongSwan's own.
 	DefaultChildRekey = time.Hour
 )
 

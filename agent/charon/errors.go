@@ -46,8 +46,7 @@ func dialError(socket string, err error) error {
 		hint = ": it belongs to root unless charon.plugins.vici and charon.group say otherwise"
 	}
 	// The path is named once, so the *net.OpError around the cause is left out.
-	var op *net.OpError
-	if errors.As(err, &op) {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
 		err = op.Err
 	}
 	return fmt.Errorf("%w: VICI socket %s: %w%s", ErrUnreachable, socket, err, hint)

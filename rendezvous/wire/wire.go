@@ -104,7 +104,7 @@ func Decode(b []byte) (Message, error) {
 	}
 	var f frame
 	if err := json.Unmarshal(b, &f); err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrSyntax, err)
+		return nil, fmt.Errorf("%w: %w", ErrSyntax, err)
 	}
 	if f.Version != Version {
 		return nil, fmt.Errorf("%w %d: this side speaks %d", ErrVersion, f.Version, Version)
@@ -117,7 +117,7 @@ func Decode(b []byte) (Message, error) {
 		return nil, fmt.Errorf("%w: %s without a body", ErrSyntax, f.Type)
 	}
 	if err := json.Unmarshal(f.Body, m); err != nil {
-		return nil, fmt.Errorf("%w: %s: %v", ErrSyntax, f.Type, err)
+		return nil, fmt.Errorf("%w: %s: %w", ErrSyntax, f.Type, err)
 	}
 	if err := m.Validate(); err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Type, err)
