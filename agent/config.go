@@ -9,13 +9,10 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
-	"reflect"
-	"strings"
 	"time"
 
-	"go.yaml.in/yaml/v3"
-
 	"github.com/bodkin-net/bodkin/agent/charon"
+	"github.com/bodkin-net/bodkin/internal/yamlfile"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
@@ -85,38 +82,14 @@ func DefaultConfig() Config {
 // LoadConfig reads a configuration file over the defaults.
 func LoadConfig(path string) (Config, error) {
 	cfg := DefaultConfig()
-	b, err := os.ReadFile(path)
-	if err != nil {
+	if err := yamlfile.Load(path, &cfg); err != nil {
 		return cfg, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
-	if err := cfg.decode(b); err != nil {
-		return cfg, fmt.Errorf("%w %s: %w", ErrConfig, path, err)
-	}
 	if _, err := newIdentity(cfg); err != nil {
-		return cfg, fmt.Errorf("%w %s: %w", ErrConfig, path, err)
+		return cfg, fmt.Errorf("%w: %s: %w", ErrConfig, path, err)
 	}
 	return cfg, nil
 }
-
-func (c *Config) decode(b []byte) error {
-	var doc yaml.Node
-	if err := yaml.Unmarshal(b, &doc); err != nil {
-		return errors.New(oneLine(err))
-	}
-	if len(doc.Content) == 0 {
-		return nil // an empty file
-	}
-	if err := checkKeys(doc.Content[0], reflect.TypeFor[Config](), ""); err != nil {
-		return err
-	}
-	if err := doc.Decode(c); err != nil {
-		return errors.New(oneLine(err))
-	}
-	return nil
-}
-
-// oneLine is a YAML error without its line breaks.
-func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
 // identity is what the configuration comes to: who this node is and where it
 // goes.

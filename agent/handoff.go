@@ -73,6 +73,17 @@ func (r *run) initiate(ctx context.Context) error {
 	return nil
 }
 
+// carries reports whether bytes still come through the tunnel on path.
+func (r *run) carries(ctx context.Context, path wire.Path) bool {
+	sas, err := r.sas(ctx)
+	if err != nil || !measure(sas, path, nil).installed {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, reuseTimeout)
+	defer cancel()
+	return r.confirm(ctx, path, bytesIn(sas), nil) == nil
+}
+
 // destroy ends those of this connection's SAs that which picks, without waiting
 // for the peer's answer: the path to it may be gone.
 func (r *run) destroy(ctx context.Context, sas []charon.SA, which func(charon.SA) bool) {

@@ -23,7 +23,10 @@ const (
 	establishTimeout = 9 * time.Second
 	// reuseTimeout is how long a tunnel that stood before gets to prove that
 	// it still works on the path found.
-	reuseTimeout = time.Second
+	reuseTimeout = 2 * time.Second
+	// carriesInterval is between looks at a tunnel whose peer has no agent:
+	// the interval of consent, which the look stands in for.
+	carriesInterval = 30 * time.Second
 	// charonRetry: charon restarts in a second or two.
 	charonRetry = 250 * time.Millisecond
 )
@@ -238,7 +241,7 @@ func (r *run) monitor(ctx context.Context, session *punch.Session, path wire.Pat
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- session.Monitor(ctx, punch.DefaultConsent()) }()
+	go func() { done <- r.watch(ctx, session, path) }()
 	for {
 		select {
 		case p := <-session.Paths():
@@ -252,6 +255,19 @@ func (r *run) monitor(ctx context.Context, session *punch.Session, path wire.Pat
 			return nil, failf("the path to %s went silent: %v", path.Remote, err)
 		}
 	}
+}
+
+// watch returns when neither the peer's agent nor its charon is heard on path
+// any more. An agent that is away leaves a tunnel that works.
+func (r *run) watch(ctx context.Context, session *punch.Session, path wire.Path) error {
+	lost := session.Monitor(ctx, punch.DefaultConsent())
+	for errors.Is(lost, punch.ErrConsentLost) && r.carries(ctx, path) {
+		r.log.Info("the peer's agent does not answer, but its charon does: the tunnel stays")
+		if r.wait(ctx, carriesInterval) != nil {
+			return ctx.Err()
+		}
+	}
+	return lost
 }
 
 // public keeps the tunnel to or on the connector, which needs no punch.

@@ -39,7 +39,7 @@ func (d *Daemon) linkOpened(ctx context.Context, up *linkUp) {
 		}
 	}
 	d.send(hello)
-	d.log.Info("joined", "rendezvous", d.id.url, "as", up.welcome.Node)
+	d.log.Info("connected to the rendezvous", "rendezvous", d.id.url, "as", up.welcome.Node)
 	d.stopNet()
 	d.stopNet = d.watchNetwork(ctx, up)
 }

@@ -42,7 +42,9 @@ type tunnel struct {
 	// plainFailed: ESP without UDP did not get through on the local network.
 	plainFailed bool
 
-	reason       string
+	reason string
+	// failure is why the last run or tunnel ended, until one succeeds.
+	failure      string
 	since        time.Time
 	timeToDirect time.Duration
 	tries        int
@@ -122,6 +124,9 @@ func (t *tunnel) start(now time.Time, run runID, order *wire.Punch) {
 		if order != nil {
 			t.reason = "punching"
 		}
+		if t.failure != "" {
+			t.reason += " again; before: " + t.failure
+		}
 	}
 	t.do(begin{run: run, peer: t.peer, order: order, storeID: t.storeID, encap: t.plainFailed})
 }
@@ -168,7 +173,7 @@ func (t *tunnel) direct(now time.Time, run runID, path wire.Path, elapsed time.D
 	if !t.standing {
 		t.since = now
 	}
-	t.standing, t.monitored, t.path, t.reason = true, true, path, ""
+	t.standing, t.monitored, t.path, t.reason, t.failure = true, true, path, "", ""
 	t.tries, t.timeToDirect = 0, elapsed
 	t.tell(wire.OutcomeDirect, path, "", elapsed)
 	return t.flush()
@@ -230,7 +235,7 @@ func (t *tunnel) ended(now time.Time, reason string) {
 }
 
 func (t *tunnel) down(now time.Time, reason string) {
-	t.since, t.reason, t.path = now, reason, wire.Path{}
+	t.since, t.reason, t.failure, t.path = now, reason, reason, wire.Path{}
 }
 
 // due starts what is to be tried again.

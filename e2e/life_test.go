@@ -153,7 +153,16 @@ func TestStop(t *testing.T) {
 	ctx, c := start(t, ClusterOptions{})
 	a, b, _ := trio(ctx, t, c)
 	stranger := addStranger(ctx, t, a)
-	during(ctx, t, a, b, func() { must(t, a.Agent().Stop(ctx)) })
+	during(ctx, t, a, b, func() {
+		must(t, a.Agent().Stop(ctx))
+		// Consent ends with the agent that gave it; the tunnel does not.
+		must(t, c.until(ctx, "b finds out that only the agent is away", func() (bool, error) {
+			return strings.Contains(b.Agent().Log(), "agent does not answer, but its charon does"), nil
+		}))
+	})
+	if p, err := c.Pair(ctx, a, b); err != nil || p.State != "direct" {
+		t.Errorf("pair %+v, error %v: want direct, for pings pass", p, err)
+	}
 	must(t, a.StartAgent(ctx, "--teardown-on-exit"))
 	must(t, c.until(ctx, "the agent is back", func() (bool, error) {
 		s, err := a.Status(ctx)

@@ -218,6 +218,24 @@ func TestWatchCommunities(t *testing.T) {
 	w.waitFor("three")
 }
 
+// A file that goes bad between the start and the watch is no loss either.
+func TestWatchKnowsWhatWasLoaded(t *testing.T) {
+	dir := t.TempDir()
+	a := filepath.Join(dir, "a.yaml")
+	write(t, a, communityFileOf("one", "a.1", "b.1"))
+	files, union, err := loadCommunities(dir)
+	if err != nil || !reflect.DeepEqual(communityNames(union), []string{"one"}) {
+		t.Fatalf("%v, %v", union, err)
+	}
+	write(t, a, "kind: X\n")
+	w := newWatched(t)
+	w.start(func(ctx context.Context) error { return watchCommunities(ctx, dir, files, w.logger(), w.apply) })
+	if got := <-w.applied; !reflect.DeepEqual(got, []string{"one"}) {
+		t.Errorf("in force %q", got)
+	}
+	w.waitForLog("level=ERROR", "file="+a)
+}
+
 // TestWatchConfigMap replays the kubelet: the files are links through ..data,
 // and an update renames a new ..data over the old one.
 func TestWatchConfigMap(t *testing.T) {

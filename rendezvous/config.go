@@ -6,17 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
 	"os"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 
-	"go.yaml.in/yaml/v3"
-
+	"github.com/bodkin-net/bodkin/internal/yamlfile"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
@@ -47,6 +44,10 @@ type Config struct {
 	Store string `yaml:"store"`
 	// CommunitiesDir is a directory of Community files, watched; "" for none.
 	CommunitiesDir string `yaml:"communitiesDir"`
+	// Connectors are the nodes that may be endpoints of type Connector, to
+	// whom every edge of their cluster keeps a tunnel. Empty is FabEdge's
+	// name for it, CLUSTER.connector, in each cluster.
+	Connectors []string `yaml:"connectors"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `yaml:"logLevel"`
 }
@@ -62,6 +63,7 @@ func DefaultConfig() Config {
 		Status:      "127.0.0.1:7480",
 		AdminSocket: "/run/bodkin/rendezvous.sock",
 		Store:       "/var/lib/bodkin/rendezvous.db",
+		Connectors:  []string{},
 		LogLevel:    "info",
 	}
 }
@@ -69,65 +71,14 @@ func DefaultConfig() Config {
 // LoadConfig reads a configuration file over the defaults.
 func LoadConfig(path string) (Config, error) {
 	cfg := DefaultConfig()
-	b, err := os.ReadFile(path)
-	if err != nil {
+	if err := yamlfile.Load(path, &cfg); err != nil {
 		return cfg, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
-	if err := cfg.decode(b); err != nil {
-		return cfg, fmt.Errorf("%w %s: %w", ErrConfig, path, err)
-	}
 	if err := cfg.check(); err != nil {
-		return cfg, fmt.Errorf("%w %s: %w", ErrConfig, path, err)
+		return cfg, fmt.Errorf("%w: %s: %w", ErrConfig, path, err)
 	}
 	return cfg, nil
 }
-
-// decode takes the keys one by one: the decoder's own errors name Go types
-// where an operator looks for the key.
-func (c *Config) decode(b []byte) error {
-	var doc yaml.Node
-	if err := yaml.Unmarshal(b, &doc); err != nil {
-		return errors.New(oneLine(err))
-	}
-	if len(doc.Content) == 0 {
-		return nil // an empty file
-	}
-	top := doc.Content[0]
-	if top.Kind != yaml.MappingNode {
-		return fmt.Errorf("line %d: no mapping: want lines such as listen: \":7443\"", top.Line)
-	}
-	fields := c.fields()
-	for i := 0; i+1 < len(top.Content); i += 2 {
-		key, value := top.Content[i], top.Content[i+1]
-		field, ok := fields[key.Value]
-		if !ok {
-			return fmt.Errorf("line %d: %s: unknown key or given twice: known are %s",
-				key.Line, clip(key.Value), strings.Join(slices.Sorted(maps.Keys(c.fields())), ", "))
-		}
-		delete(fields, key.Value)
-		if value.Decode(field) != nil {
-			want := "a text"
-			if _, list := field.(*[]string); list {
-				want = "a list of texts"
-			}
-			return fmt.Errorf("line %d: %s: want %s", value.Line, key.Value, want)
-		}
-	}
-	return nil
-}
-
-// fields are pointers to c's fields by key.
-func (c *Config) fields() map[string]any {
-	fields := map[string]any{}
-	v := reflect.ValueOf(c).Elem()
-	for i := range v.NumField() {
-		fields[v.Type().Field(i).Tag.Get("yaml")] = v.Field(i).Addr().Interface()
-	}
-	return fields
-}
-
-// oneLine is a YAML error without its line breaks.
-func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
 func (c Config) check() error {
 	for _, at := range []struct{ key, addr string }{{"listen", c.Listen}, {"status", c.Status}} {
@@ -138,6 +89,11 @@ func (c Config) check() error {
 	}
 	if _, err := c.stunAddrs(); err != nil {
 		return err
+	}
+	for _, name := range c.Connectors {
+		if err := wire.NodeName(name).Validate(); err != nil {
+			return fmt.Errorf("connectors: %w", err)
+		}
 	}
 	if c.Store == "" {
 		return errors.New("store: empty: want the path of the database file")
@@ -152,6 +108,15 @@ func (c Config) check() error {
 		return fmt.Errorf("status: %s is reachable from outside: set statusTokenFile too, or listen on 127.0.0.1", c.Status)
 	}
 	return nil
+}
+
+// mayConnect reports whether a node may be a Connector. A node's own word is not
+// enough: every edge of its cluster would open a tunnel to it.
+func (c Config) mayConnect(name wire.NodeName) bool {
+	if len(c.Connectors) == 0 {
+		return string(name) == name.Cluster()+".connector"
+	}
+	return slices.Contains(c.Connectors, string(name))
 }
 
 func (c Config) statusIsLocal() bool {

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
 func TestLoadConfig(t *testing.T) {
@@ -26,13 +28,15 @@ statusTokenFile: /token
 adminSocket: /a.sock
 store: /a.db
 communitiesDir: /communities
+connectors: [beijing.gate]
 logLevel: debug
 `)
 	got, err := LoadConfig(path)
 	want := Config{
 		Listen: "198.51.100.1:7443", Certificate: "/a.crt", Key: "/a.key", CA: "/ca.crt",
 		STUN: []string{"198.51.100.1:3478", "198.51.100.2:3479"}, Status: "[::1]:7480", StatusTokenFile: "/token",
-		AdminSocket: "/a.sock", Store: "/a.db", CommunitiesDir: "/communities", LogLevel: "debug",
+		AdminSocket: "/a.sock", Store: "/a.db", CommunitiesDir: "/communities",
+		Connectors: []string{"beijing.gate"}, LogLevel: "debug",
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, %v", got, err)
@@ -53,12 +57,12 @@ func TestConfigDefaults(t *testing.T) {
 func TestConfigErrors(t *testing.T) {
 	tests := []struct{ name, content, want string }{
 		{"no YAML", "listen: [\n", "yaml: line"},
-		{"no mapping", "- listen\n", "line 1: no mapping: want lines such as listen"},
-		{"unknown key", "store: /a\nlisten_on: :7443\n", "line 2: listen_on: unknown key or given twice: known are adminSocket, ca, certificate"},
+		{"no mapping", "- listen\n", "line 1: the file: want keys: listen, "},
+		{"unknown key", "store: /a\nlisten_on: :7443\n", "line 2: listen_on: unknown key: want one of listen, certificate, key, ca"},
 		{"key of a Go field", "Listen: :7443\n", "line 1: Listen: unknown key"},
-		{"a key twice", "store: /a\nstore: /b\n", "line 2: store: unknown key or given twice"},
-		{"list for a text", "listen: [a, b]\n", "line 1: listen: want a text"},
-		{"text for a list", "store: /a\nstun: \":3478\"\n", "line 2: stun: want a list of texts"},
+		{"a key twice", "store: /a\nstore: /b\n", "already defined"},
+		{"list for a text", "listen: [a, b]\n", "line 1: listen: want one value"},
+		{"text for a list", "store: /a\nstun: \":3478\"\n", "line 2: stun: want a list"},
 		{"listen without a port", "listen: 198.51.100.1\n", `listen: "198.51.100.1" is no address: want host:port`},
 		{"listen on a port that is none", "listen: :seven\n", `listen: ":seven" is no address`},
 		{"status without a port", "status: localhost\n", `status: "localhost" is no address`},
@@ -70,6 +74,7 @@ func TestConfigErrors(t *testing.T) {
 		{"STUN port out of range", "stun: [\":3478\", \":65536\"]\n", `stun: ":65536" is no address`},
 		{"no store", "store: \"\"\n", "store: empty: want the path"},
 		{"no admin socket", "adminSocket: \"\"\n", "adminSocket: empty: want the path"},
+		{"connector that is no name", "connectors: [\"Beijing Connector\"]\n", "connectors: "},
 		{"log level", "logLevel: loud\n", `logLevel: "loud": want debug, info, warn or error`},
 	}
 	path := filepath.Join(t.TempDir(), "rendezvous.yaml")
@@ -77,7 +82,7 @@ func TestConfigErrors(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			write(t, path, tt.content)
 			_, err := LoadConfig(path)
-			wantConfigError(t, err, "configuration "+path+": ", tt.want)
+			wantConfigError(t, err, "configuration: "+path+": ", tt.want)
 		})
 	}
 	_, err := LoadConfig(path + ".absent")
@@ -164,5 +169,26 @@ func TestSTUNAddrs(t *testing.T) {
 	want := []netip.AddrPort{netip.MustParseAddrPort("[::]:3478"), netip.MustParseAddrPort("198.51.100.1:3479")}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%v, %v, want %v", got, err, want)
+	}
+}
+
+func TestMayConnect(t *testing.T) {
+	tests := []struct {
+		connectors []string
+		name       wire.NodeName
+		want       bool
+	}{
+		{nil, "beijing.connector", true},
+		{nil, "shanghai.connector", true},
+		{nil, "beijing.edge1", false},
+		{nil, "beijing.edge1.connector", false},
+		{nil, "connector", false},
+		{[]string{"beijing.gate"}, "beijing.gate", true},
+		{[]string{"beijing.gate"}, "beijing.connector", false},
+	}
+	for _, tt := range tests {
+		if got := (Config{Connectors: tt.connectors}).mayConnect(tt.name); got != tt.want {
+			t.Errorf("connectors %q: %s: %v, want %v", tt.connectors, tt.name, got, tt.want)
+		}
 	}
 }

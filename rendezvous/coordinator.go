@@ -322,6 +322,8 @@ func (c *coordinator) Report(now time.Time, from wire.NodeName, r *wire.Report) 
 		return nil
 	}
 	i := p.index(from)
+	// "here" in an agent's reason is that agent's; the pair has two ends.
+	reason := wire.Clip(string(from) + ": " + r.Reason)
 	current := p.attempt != nil && p.attempt.id == r.Attempt
 	switch r.Outcome {
 	case wire.OutcomeNominated:
@@ -351,13 +353,13 @@ func (c *coordinator) Report(now time.Time, from wire.NodeName, r *wire.Report) 
 		if !current && r.Attempt != "" {
 			return nil
 		}
-		c.fail(now, p, r.Reason, from)
+		c.fail(now, p, reason, from)
 	case wire.OutcomeLost:
 		if current {
-			c.fail(now, p, r.Reason, from)
+			c.fail(now, p, reason, from)
 		}
 		p.sides[i] = side{told: true}
-		p.failure = r.Reason
+		p.failure = reason
 	}
 	c.settle(now, p)
 	return c.flush()

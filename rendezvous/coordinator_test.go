@@ -235,17 +235,17 @@ func TestOneSideFails(t *testing.T) {
 	m.report(edge2, edge1, wire.OutcomeNominated, id)
 	actions := m.report(edge1, edge2, wire.OutcomeFailed, id)
 	cancels := sent[*wire.Cancel](t, actions)
-	want := map[wire.NodeName]*wire.Cancel{edge2: {Attempt: id, Reason: "because of beijing.edge1"}}
+	want := map[wire.NodeName]*wire.Cancel{edge2: {Attempt: id, Reason: "beijing.edge1: because of it"}}
 	if !reflect.DeepEqual(cancels, want) {
 		t.Errorf("cancels %v, want %v", cancels, want)
 	}
-	m.wantPair(edge1, edge2, Down, false, "because of beijing.edge1")
+	m.wantPair(edge1, edge2, Down, false, "beijing.edge1: because of it")
 	if v := m.pair(edge1, edge2); len(v.Paths) != 0 || v.RetryAt.IsZero() {
 		t.Errorf("%+v: want no path, and a time of the next attempt", v)
 	}
 	// The next attempt keeps saying why the last one failed, until it succeeds.
 	wantReceivers[*wire.Punch](t, m.toRetry(), edge1, edge2)
-	m.wantPair(edge1, edge2, Down, true, "because of beijing.edge1")
+	m.wantPair(edge1, edge2, Down, true, "beijing.edge1: because of it")
 	m.connect(edge1, edge2)
 	m.wantPair(edge1, edge2, Direct, false, "")
 }
@@ -257,13 +257,13 @@ func TestLost(t *testing.T) {
 	m.after(time.Hour)
 	actions := m.report(edge2, edge1, wire.OutcomeLost, "")
 	wantReceivers[*wire.Punch](t, actions, edge1, edge2)
-	m.wantPair(edge1, edge2, Down, true, "because of beijing.edge2")
+	m.wantPair(edge1, edge2, Down, true, "beijing.edge2: because of it")
 
 	// edge1 has not said that its tunnel is lost, but both have to say again
 	// that it works.
 	id := m.attempt(edge1, edge2)
 	m.report(edge1, edge2, wire.OutcomeDirect, id)
-	m.wantPair(edge1, edge2, Down, true, "because of beijing.edge2")
+	m.wantPair(edge1, edge2, Down, true, "beijing.edge2: because of it")
 	m.report(edge2, edge1, wire.OutcomeDirect, id)
 	m.wantPair(edge1, edge2, Direct, false, "")
 }
@@ -274,7 +274,7 @@ func TestLostDuringItsAttempt(t *testing.T) {
 	id := m.attempt(edge1, edge2)
 	m.report(edge1, edge2, wire.OutcomeDirect, id)
 	wantReceivers[*wire.Cancel](t, m.report(edge1, edge2, wire.OutcomeLost, id), edge2)
-	m.wantPair(edge1, edge2, Down, false, "because of beijing.edge1")
+	m.wantPair(edge1, edge2, Down, false, "beijing.edge1: because of it")
 	wantReceivers[*wire.Punch](t, m.toRetry(), edge1, edge2)
 }
 

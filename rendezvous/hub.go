@@ -28,6 +28,8 @@ type hub struct {
 	metrics     *metrics
 	storeID     string
 	stunPorts   []uint16
+	// mayConnect tells who may be a Connector.
+	mayConnect func(wire.NodeName) bool
 
 	calls chan func(now time.Time) []action
 	done  chan struct{}
@@ -132,6 +134,9 @@ func (h *hub) join(ctx context.Context, s *session, hello *wire.Hello, delay tim
 	}
 	if !wire.SameIdentity(hello.Endpoint.ID, s.identity) {
 		return fmt.Errorf("%w: endpoint.id is %q, the certificate's subject is %q: use that", errRefused, hello.Endpoint.ID, s.identity)
+	}
+	if hello.Endpoint.Type == wire.Connector && !h.mayConnect(s.node) {
+		return fmt.Errorf("%w: endpoint.type: %s is no Connector to this rendezvous: use Edge, or name it in `connectors` there", errRefused, s.node)
 	}
 	var refused error
 	err := h.call(ctx, func(now time.Time) []action {

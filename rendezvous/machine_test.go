@@ -113,7 +113,7 @@ func (m *machine) report(from, peer wire.NodeName, o wire.Outcome, id wire.Attem
 	r := &wire.Report{Peer: peer, Attempt: id, Outcome: o}
 	switch o {
 	case wire.OutcomeFailed, wire.OutcomeLost:
-		r.Reason = "because of " + string(from)
+		r.Reason = "because of it"
 	default:
 		r.Path = wire.Path{Kind: wire.PathServerReflexive, Remote: netip.MustParseAddrPort("203.0.113.9:4500")}
 		r.ElapsedMs = 400

@@ -157,9 +157,9 @@ func TestConnectorPairBecomesDirectWithoutAnAttempt(t *testing.T) {
 	m.wantPair(edge1, connector, Direct, false, "")
 	actions := m.report(edge1, connector, wire.OutcomeLost, "")
 	wantReceivers[*wire.Punch](t, actions)
-	m.wantPair(edge1, connector, Down, false, "because of beijing.edge1")
+	m.wantPair(edge1, connector, Down, false, "beijing.edge1: because of it")
 	m.report(edge1, connector, wire.OutcomeFailed, "")
-	m.wantPair(edge1, connector, Down, false, "because of beijing.edge1")
+	m.wantPair(edge1, connector, Down, false, "beijing.edge1: because of it")
 	m.report(edge1, connector, wire.OutcomeDirect, "")
 	m.wantPair(edge1, connector, Direct, false, "")
 	if next := m.Next(); !next.IsZero() {

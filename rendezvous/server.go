@@ -92,6 +92,7 @@ func New(cfg Config, log *slog.Logger) (_ *Server, err error) {
 	}
 	s.recorder = newRecorder(s.store, log)
 	s.hub = newHub(log, newCoordinator(mathrand.New(newSeed())), s.recorder, newMetrics(), s.store.ID())
+	s.hub.mayConnect = cfg.mayConnect
 	if cfg.CommunitiesDir != "" {
 		// Before the first session: its Peers must not lack anybody.
 		if s.loaded, s.files, err = loadCommunities(cfg.CommunitiesDir); err != nil {

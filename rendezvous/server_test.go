@@ -92,6 +92,10 @@ func TestHelloRefused(t *testing.T) {
 			[]string{"endpoint.name is beijing.edge2", "use beijing.edge1"}},
 		{"another's identity", func(e *wire.Endpoint) { e.ID = "CN=beijing.edge2" },
 			[]string{`endpoint.id is "CN=beijing.edge2"`, `"CN=beijing.edge1"`}},
+		{"an identity as long as one may be", func(e *wire.Endpoint) { e.ID = strings.Repeat("\a", wire.MaxText) },
+			[]string{`endpoint.id is "\a\a`}},
+		{"a connector by its own word", func(e *wire.Endpoint) { e.Type = wire.Connector },
+			[]string{"endpoint.type", "no Connector to this rendezvous", "use Edge"}},
 		{"another's subnet", func(e *wire.Endpoint) { e.Subnets = endpointOf(edge2).Subnets },
 			[]string{"endpoint.subnets", "overlaps", "of beijing.edge2"}},
 	}
@@ -163,7 +167,9 @@ func TestBadFrames(t *testing.T) {
 		want   string
 	}{
 		{"too large", [][]byte{bytes.Repeat([]byte{' '}, 4*wire.MaxFrame)}, websocket.TextMessage, wire.ErrTooLarge.Error()},
-		{"too large, later", [][]byte{hello, bytes.Repeat([]byte{' '}, 4*wire.MaxFrame)}, websocket.TextMessage, wire.ErrTooLarge.Error()},
+		// More than the kernel buffers: the agent is still sending when it is
+		// told to stop.
+		{"much too large, later", [][]byte{hello, bytes.Repeat([]byte{' '}, 12<<20)}, websocket.TextMessage, wire.ErrTooLarge.Error()},
 		{"binary garbage", [][]byte{{0, 1, 2, 0xff, 0xfe}}, websocket.BinaryMessage, wire.ErrSyntax.Error()},
 		{"empty", [][]byte{{}}, websocket.TextMessage, wire.ErrSyntax.Error()},
 		{"wrong version", [][]byte{bytes.Replace(hello, []byte(`"v":1`), []byte(`"v":2`), 1)}, websocket.TextMessage, "unsupported protocol version 2"},
@@ -351,6 +357,16 @@ func TestCommunitiesDirBeforeTheFirstSession(t *testing.T) {
 	r.until("counted", func(s Snapshot) bool { return nodeIn(s, edge1).Observed.IsValid() })
 	_ = one.conn.Close()
 	r.stop()
+
+	server, err := New(s.config, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	views := server.hub.coordinator.Views()
+	server.Close()
+	if len(views) != 1 || views[0].ID != both12 {
+		t.Errorf("pairs before anything runs: %+v", views)
+	}
 
 	r = s.start()
 	one = r.join(edge1)

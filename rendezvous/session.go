@@ -120,7 +120,8 @@ func (s *session) write() {
 			}
 		case <-s.closing:
 			s.drain()
-			if b, err := wire.Encode(s.bye); err == nil && s.bye.Reason != "" {
+			bye := &wire.Bye{Reason: wire.Clip(s.bye.Reason), Final: s.bye.Final}
+			if b, err := wire.Encode(bye); err == nil && bye.Reason != "" {
 				_ = s.frame(b)
 			}
 			_ = s.conn.WriteControl(websocket.CloseMessage,

@@ -7,7 +7,7 @@ import (
 
 const (
 	// stunRate is the sustained number of requests per second and source. Agents
-	// refresh every 15 s and a check of the NAT's behaviour is about ten requests,
+	// refresh every minute and a check of the NAT's behaviour is about ten requests,
 	// so a carrier's NAT with thousands of agents behind one address fits; 200
 	// answers of at most 100 bytes are no flood to a victim whose address is forged.
 	stunRate = 200

@@ -24,9 +24,10 @@ type room struct {
 var rooms = map[string]room{
 	"rendezvous/wire": {},
 	"rendezvous": {
-		rooms: []string{"rendezvous/wire", "store"},
+		rooms: []string{"rendezvous/wire", "store", "internal/yamlfile"},
 		modules: []string{
-			"github.com/pion/stun/v4", "github.com/gorilla/websocket", "go.yaml.in/yaml/v3",
+			"github.com/pion/stun/v4", "github.com/gorilla/websocket",
+			"go.yaml.in/yaml/v3",                  // communities
 			"github.com/prometheus/client_golang", // metrics
 			"github.com/fsnotify/fsnotify",        // communitiesDir
 			"golang.org/x/time",                   // STUN rate limits
@@ -40,14 +41,16 @@ var rooms = map[string]room{
 	},
 	"punch/rawudp": {modules: []string{"golang.org/x/sys", "golang.org/x/net"}},
 	"agent": {
-		rooms: []string{"rendezvous/wire", "punch", "punch/rawudp", "agent/charon"},
+		rooms: []string{"rendezvous/wire", "punch", "punch/rawudp", "agent/charon", "internal/yamlfile"},
 		modules: []string{
-			"github.com/gorilla/websocket", "go.yaml.in/yaml/v3",
+			"github.com/gorilla/websocket",
 			"golang.org/x/sys", // SO_MARK
 		},
 	},
 	"agent/charon": {modules: []string{"github.com/strongswan/govici"}},
-	"store":        {modules: []string{"go.etcd.io/bbolt"}},
+	// Both daemons read their configuration alike, and do not know each other.
+	"internal/yamlfile": {modules: []string{"go.yaml.in/yaml/v3"}},
+	"store":             {modules: []string{"go.etcd.io/bbolt"}},
 	"cmd/bodkin": {
 		rooms:   []string{"rendezvous", "rendezvous/wire", "agent", "agent/charon", "punch", "store"},
 		modules: []string{"github.com/spf13/cobra"},

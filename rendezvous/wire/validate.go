@@ -137,6 +137,14 @@ func (n NAT) Validate() error {
 	return validateText("nat.blocked", n.Blocked)
 }
 
+// Clip shortens a text to what a message may carry.
+func Clip(s string) string {
+	if len(s) <= MaxText {
+		return s
+	}
+	return strings.ToValidUTF8(s[:MaxText], "")
+}
+
 func validateText(field, s string) error {
 	if len(s) > MaxText {
 		return invalid("%s has %d bytes, limit %d", field, len(s), MaxText)

@@ -154,6 +154,24 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+func TestClip(t *testing.T) {
+	for s, want := range map[string]string{
+		"":                      "",
+		text(MaxText):           text(MaxText),
+		text(MaxText + 1):       text(MaxText),
+		text(MaxText-1) + "é":   text(MaxText - 1),
+		text(MaxText-2) + "é":   text(MaxText-2) + "é",
+		text(MaxText-2) + "éxx": text(MaxText-2) + "é",
+	} {
+		if got := Clip(s); got != want {
+			t.Errorf("%d bytes become %d, want %d", len(s), len(got), len(want))
+		}
+		if err := (&Bye{Reason: Clip(s)}).Validate(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestCluster(t *testing.T) {
 	for name, want := range map[NodeName]string{"beijing.edge1": "beijing", "a.b.c": "a", "edge1": "edge1"} {
 		if got := name.Cluster(); got != want {

@@ -195,7 +195,7 @@ func TestDecodeTakesTheLargestFrame(t *testing.T) {
 	if err != nil || len(b) > 128<<10 {
 		t.Fatalf("300 peers: %d bytes, %v", len(b), err)
 	}
-	padded := slices.Concat(b, bytes.Repeat([]byte{' '}, MaxFrame-len(b))...)
+	padded := slices.Concat(b, bytes.Repeat([]byte{' '}, MaxFrame-len(b)))
 	if got, err := Decode(padded); err != nil || !reflect.DeepEqual(got, Message(m)) {
 		t.Errorf("a frame of %d bytes: %v", len(padded), err)
 	}

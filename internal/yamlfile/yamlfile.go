@@ -1,13 +1,54 @@
-package agent
+// Package yamlfile reads a configuration file strictly: an unknown key or a
+// value of the wrong type is one line with the key, where it stands and what
+// would be right. Both daemons read theirs by it, and neither may import the
+// other.
+package yamlfile
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
+	"os"
 	"reflect"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
 )
+
+// Load reads the file at path over what into points to, a struct whose fields
+// have yaml tags. What the file does not name stays as it is; an empty file
+// names nothing. Errors name path unless it could not be read, when the
+// system's error does.
+func Load(path string, into any) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := decode(b, into); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+func decode(b []byte, into any) error {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(b, &doc); err != nil {
+		return errors.New(oneLine(err))
+	}
+	if len(doc.Content) == 0 {
+		return nil // an empty file
+	}
+	if err := checkKeys(doc.Content[0], reflect.TypeOf(into).Elem(), ""); err != nil {
+		return err
+	}
+	if err := doc.Decode(into); err != nil {
+		return errors.New(oneLine(err))
+	}
+	return nil
+}
+
+// oneLine is a YAML error without its line breaks.
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
 // checkKeys holds a YAML mapping against the struct it is to fill. The decoder
 // would refuse the same, but in terms of Go types and without the key.
