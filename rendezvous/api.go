@@ -33,6 +33,7 @@ type adminSource interface {
 	source
 	applyCommunities(ctx context.Context, file string, r io.Reader) ([]string, error)
 	deleteCommunity(ctx context.Context, name string) error
+	deleteNode(ctx context.Context, name string) error
 }
 
 // NodeList is the answer to GET /api/v1/nodes, by name.
@@ -126,13 +127,17 @@ func newAdminHandler(src adminSource, m *metrics) http.Handler {
 		names, err := src.applyCommunities(r.Context(), file, r.Body)
 		reply(w, AppliedCommunities{Applied: names}, err)
 	})
-	mux.HandleFunc("DELETE /api/v1/communities/{name}", func(w http.ResponseWriter, r *http.Request) {
-		if err := src.deleteCommunity(r.Context(), r.PathValue("name")); err != nil {
-			reply(w, nil, err)
-			return
+	remove := func(f func(ctx context.Context, name string) error) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if err := f(r.Context(), r.PathValue("name")); err != nil {
+				reply(w, nil, err)
+				return
+			}
+			w.WriteHeader(http.StatusNoContent)
 		}
-		w.WriteHeader(http.StatusNoContent)
-	})
+	}
+	mux.HandleFunc("DELETE /api/v1/communities/{name}", remove(src.deleteCommunity))
+	mux.HandleFunc("DELETE /api/v1/nodes/{name}", remove(src.deleteNode))
 	return harden(mux)
 }
 

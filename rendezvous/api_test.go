@@ -66,6 +66,11 @@ func (f *fakeSource) deleteCommunity(_ context.Context, name string) error {
 	return f.failing
 }
 
+func (f *fakeSource) deleteNode(_ context.Context, name string) error {
+	f.deleted = append(f.deleted, "node "+name)
+	return f.failing
+}
+
 // sampleNow is in another zone than UTC on purpose: what is shown is UTC.
 var sampleNow = time.Date(2024, 5, 17, 14, 30, 0, 0, time.FixedZone("CEST", 2*60*60))
 
@@ -373,6 +378,10 @@ func TestApply(t *testing.T) {
 	if got := src.applied["all edges.yaml"]; w.Code != 200 || got != "kind: Community" {
 		t.Errorf("PUT: %d, applied %q", w.Code, src.applied)
 	}
+	if w := apiCall(t, h, "DELETE", "/api/v1/nodes/beijing.edge9", nil); w.Code != 204 || !slices.Equal(src.deleted, []string{"node beijing.edge9"}) {
+		t.Errorf("DELETE node: %d, deleted %q", w.Code, src.deleted)
+	}
+	src.deleted = nil
 	if w := apiCall(t, h, "DELETE", "/api/v1/communities/all-edges", nil); w.Code != 204 || !slices.Equal(src.deleted, []string{"all-edges"}) {
 		t.Errorf("DELETE: %d, deleted %q", w.Code, src.deleted)
 	}

@@ -233,6 +233,7 @@ func (r *running) dialTLS(certs ...tls.Certificate) (*websocket.Conn, error) {
 		HandshakeTimeout: testWait,
 		TLSClientConfig:  &tls.Config{Certificates: certs, RootCAs: r.ca.pool(), MinVersion: tls.VersionTLS13},
 	}
+	//nolint:bodyclose // gorilla: the body of a handshake needs no closing
 	conn, resp, err := d.DialContext(r.t.Context(), "wss://"+r.server.agents.Addr().String()+"/v1/agent", nil)
 	if err != nil && resp != nil {
 		body, _ := io.ReadAll(resp.Body)

@@ -42,7 +42,7 @@ func (c *coordinator) Admit(e wire.Endpoint) error {
 		for _, mine := range e.Subnets {
 			for _, theirs := range slices.Concat(n.endpoint.Subnets, n.endpoint.NodeSubnets) {
 				if mine.Overlaps(theirs) {
-					return fmt.Errorf("endpoint.subnets: %s overlaps %s of %s: give each node subnets of its own", mine, theirs, name)
+					return fmt.Errorf("endpoint.subnets: %s overlaps %s of %s: give each node subnets of its own, or `bodkin node delete %s` if that one is gone", mine, theirs, name, name)
 				}
 			}
 		}
@@ -55,6 +55,20 @@ func (c *coordinator) Admit(e wire.Endpoint) error {
 		}
 	}
 	return nil
+}
+
+// Forget drops a node for good: its pairs, and its claim to its subnets. An
+// online node is not forgotten; it would be back at once.
+func (c *coordinator) Forget(now time.Time, name wire.NodeName) []action {
+	if n := c.nodes[name]; n == nil || n.online {
+		return nil
+	}
+	delete(c.nodes, name)
+	for _, p := range c.byNode[name] {
+		p.sides = [2]side{}
+	}
+	c.rebuild(now)
+	return c.flush()
 }
 
 // wanted is every pair that shall have a tunnel: two members of a community,

@@ -358,3 +358,24 @@ func TestAdmit(t *testing.T) {
 		}
 	}
 }
+
+// A node that is gone for good gives its subnets back; one that is online stays.
+func TestForget(t *testing.T) {
+	m := newMachine(t, community("all", edge1, edge2))
+	m.join(edge1, edge2)
+	m.connect(edge1, edge2)
+	if got := m.Forget(m.now, edge2); got != nil || m.nodes[edge2] == nil {
+		t.Errorf("an online node was forgotten: %v", got)
+	}
+	m.Offline(m.now, edge2)
+	taken := endpointOf(edge2)
+	taken.Name = edge3
+	if m.Admit(taken) == nil {
+		t.Error("the subnets of an offline node were given away")
+	}
+	m.Forget(m.now, edge2)
+	if err := m.Admit(taken); err != nil {
+		t.Errorf("the subnets of a forgotten node: %v", err)
+	}
+	m.wantPair(edge1, edge2, Down, false, "beijing.edge2 has never been online")
+}

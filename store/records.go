@@ -100,6 +100,21 @@ func (s *Store) DeleteCommunity(name string) error {
 	})
 }
 
+// DeleteNode forgets a node and where it was observed. ErrNotFound when there is
+// no such node.
+func (s *Store) DeleteNode(name string) error {
+	return s.update(fmt.Sprintf("delete node %q", name), func(tx *bbolt.Tx) error {
+		b := tx.Bucket(nodesBucket)
+		if b.Get([]byte(name)) == nil {
+			return ErrNotFound
+		}
+		if err := tx.Bucket(observationsBucket).Delete([]byte(name)); err != nil {
+			return err
+		}
+		return b.Delete([]byte(name))
+	})
+}
+
 // Communities returns all communities, sorted by name.
 func (s *Store) Communities() ([]Community, error) {
 	return list[Community](s, communitiesBucket)

@@ -210,3 +210,26 @@ func TestConcurrentUse(t *testing.T) {
 		}
 	}
 }
+
+func TestDeleteNode(t *testing.T) {
+	s := mustOpen(t, filepath.Join(t.TempDir(), "s.db"), Options{})
+	defer mustClose(t, s)
+	if err := s.PutNode(Node{Name: "beijing.edge1"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Observe("beijing.edge1", Observation{Addr: netip.MustParseAddrPort("198.51.100.1:4500"), Means: "stun:3478"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DeleteNode("beijing.edge1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Node("beijing.edge1"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("the node is still there: %v", err)
+	}
+	if seen, err := s.Observations("beijing.edge1"); err != nil || len(seen) != 0 {
+		t.Errorf("its history is still there: %v, %v", seen, err)
+	}
+	if err := s.DeleteNode("beijing.edge1"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a node that is not there: %v, want ErrNotFound", err)
+	}
+}

@@ -110,17 +110,36 @@ func newCommunityGet(socket *string) *cobra.Command {
 }
 
 func newCommunityDelete(socket *string) *cobra.Command {
+	return newDelete(socket, "community", "Delete a community; tunnels no other community asks for end")
+}
+
+// newDelete deletes a named thing of the API: "community" or "node".
+func newDelete(socket *string, what, short string) *cobra.Command {
+	plural := map[string]string{"community": "communities", "node": "nodes"}[what]
 	return &cobra.Command{
 		Use:   "delete NAME",
-		Short: "Delete a community; tunnels no other community asks for end",
+		Short: short,
 		Args:  args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, names []string) error {
-			path := "/api/v1/communities/" + url.PathEscape(names[0])
+			path := "/api/v1/" + plural + "/" + url.PathEscape(names[0])
 			if err := call(cmd.Context(), *socket, "the rendezvous", http.MethodDelete, path, nil, nil, nil); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "community %s deleted\n", names[0])
+			fmt.Fprintf(cmd.OutOrStdout(), "%s %s deleted\n", what, names[0])
 			return nil
 		},
 	}
+}
+
+func newNodes() *cobra.Command {
+	var socket string
+	cmd := &cobra.Command{
+		Use:   "node",
+		Short: "Manage the nodes the rendezvous knows (on its machine)",
+		Args:  args(cobra.NoArgs),
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.PersistentFlags().StringVar(&socket, "socket", rendezvous.DefaultConfig().AdminSocket, "the rendezvous' admin socket")
+	cmd.AddCommand(newDelete(&socket, "node", "Forget a node that is gone for good; its subnets are free again"))
+	return cmd
 }

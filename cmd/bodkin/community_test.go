@@ -35,6 +35,15 @@ func adminAPI(t *testing.T, asked *[]string) (socket string) {
 	})
 }
 
+func TestNodeDelete(t *testing.T) {
+	var asked []string
+	socket := adminAPI(t, &asked)
+	out, err := run(t, "", "node", "--socket", socket, "delete", "beijing.edge9")
+	if err != nil || out != "node beijing.edge9 deleted\n" || strings.Join(asked, ",") != "DELETE /api/v1/nodes/beijing.edge9 " {
+		t.Errorf("%q, %v; asked %q", out, err, asked)
+	}
+}
+
 func TestCommunity(t *testing.T) {
 	good, bad := writeFile(t, "good.yaml", communityYAML), writeFile(t, "bad.yaml", communityYAML)
 	query := func(file string) string { return strings.ReplaceAll(file, "/", "%2F") }

@@ -13,7 +13,7 @@ import (
 const (
 	MaxCandidates = 16
 	MaxSubnets    = 64
-	MaxPeers      = 4096
+	MaxPeers      = 2048
 	MaxText       = 1024
 )
 

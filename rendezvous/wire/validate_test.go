@@ -112,7 +112,7 @@ func TestValidate(t *testing.T) {
 
 		{"no peers", peers(), ""},
 		{"most peers", peers(repeat(MaxPeers, samplePeer())...), ""},
-		{"too many peers", peers(repeat(MaxPeers+1, samplePeer())...), "4097 peers"},
+		{"too many peers", peers(repeat(MaxPeers+1, samplePeer())...), "2049 peers"},
 		{"plan", peers(Peer{Endpoint: sampleEndpoint(), Plan: "luck", Role: Controlled}), "plan"},
 		{"role", peers(Peer{Endpoint: sampleEndpoint(), Plan: PlanPublic, Role: "boss"}), "role"},
 		{"peer's endpoint", peers(Peer{Plan: PlanICE, Role: Controlled}), "node name"},

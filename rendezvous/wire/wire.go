@@ -27,9 +27,9 @@ import (
 // misunderstand a message.
 const Version = 1
 
-// MaxFrame is the largest frame accepted, in bytes. A Peers message of 300
-// peers with four subnets each is below 128 KiB.
-const MaxFrame = 256 << 10
+// MaxFrame is the largest frame accepted, in bytes. A Peers message of MaxPeers
+// peers with two subnets each fits.
+const MaxFrame = 1 << 20
 
 // Errors of Decode. All of them mean that the session cannot go on.
 var (
