@@ -26,14 +26,16 @@ const (
 	stunPort1  = 3478
 	stunPort2  = 3479
 	ikePort    = 4500
-	statusPort = 7480
 )
+
+// StatusAddr is the rendezvous' status listener, on its own host's loopback.
+const StatusAddr = "127.0.0.1:7480"
 
 // poll is between looks at something that is about to happen.
 const poll = 20 * time.Millisecond
 
-// fwmark is what charon's own socket carries in the lab, where ESP is done in
-// user space: packets without it to a selector's addresses go into the tunnel.
+// fwmark is what charon's own socket carries in a lab where ESP is done in user
+// space: packets without it to a selector's addresses go into the tunnel.
 const fwmark = 0x42
 
 // Cluster is a FabEdge cluster in a lab: a connector with the rendezvous, and
@@ -45,12 +47,15 @@ type Cluster struct {
 	// PublicAddr and PublicPort are where edges reach the connector's charon.
 	PublicAddr netip.Addr
 	PublicPort uint16
+	// AdminSocket is where the rendezvous takes changes.
+	AdminSocket string
 
 	bin        string
 	rendezvous *lab.Process
 	config     string
 	admin      *http.Client
 	logLevel   string
+	mark       int // of charon's socket, 0 for none
 	next       int
 	nodes      map[string]*Node
 }
@@ -93,6 +98,9 @@ func NewCluster(ctx context.Context, o ClusterOptions) (*Cluster, error) {
 	c := &Cluster{Lab: l, Name: "beijing", bin: o.Bin, PublicPort: ikePort, logLevel: o.LogLevel, nodes: map[string]*Node{}}
 	if c.logLevel == "" {
 		c.logLevel = "debug"
+	}
+	if !o.Lab.KernelESP {
+		c.mark = fwmark
 	}
 	host, err := c.connectorHost(o)
 	if err != nil {
@@ -146,16 +154,16 @@ func (c *Cluster) startRendezvous(ctx context.Context, h *lab.Host, communitiesD
 	if err != nil {
 		return err
 	}
-	socket := filepath.Join(h.Dir(), "rdv.sock")
+	c.AdminSocket = filepath.Join(h.Dir(), "rdv.sock")
 	c.config = filepath.Join(h.Dir(), "rendezvous.yaml")
-	conf := fmt.Sprintf("certificate: %s\nkey: %s\nca: %s\nstore: %s\nadminSocket: %s\nlogLevel: %s\ncommunitiesDir: %q\nstatus: 127.0.0.1:%d\n",
-		cert, key, c.PKI().CAPath(), filepath.Join(h.Dir(), "rendezvous.db"), socket, c.logLevel, communitiesDir, statusPort)
+	conf := fmt.Sprintf("certificate: %s\nkey: %s\nca: %s\nstore: %s\nadminSocket: %s\nlogLevel: %s\ncommunitiesDir: %q\nstatus: %s\n",
+		cert, key, c.PKI().CAPath(), filepath.Join(h.Dir(), "rendezvous.db"), c.AdminSocket, c.logLevel, communitiesDir, StatusAddr)
 	if err := os.WriteFile(c.config, []byte(conf), 0o600); err != nil {
 		return err
 	}
 	c.admin = &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+			return (&net.Dialer{}).DialContext(ctx, "unix", c.AdminSocket)
 		},
 	}}
 	return c.RestartRendezvous(ctx, h)
@@ -221,7 +229,7 @@ func (c *Cluster) addNode(ctx context.Context, h *lab.Host, name, typ string) (*
 	}
 	conf := fmt.Sprintf("rendezvous: https://%s:%d\ncertificate: %s\nkey: %s\nca: %s\nviciSocket: %s\nmark: %d\nsocket: %s\nstateDir: %s\nlogLevel: %s\n"+
 		"endpoint:\n  type: %s\n  subnets: [%s]\n  nodeSubnets: [%s/32]\n",
-		rendezvous, signalPort, cert, key, c.PKI().CAPath(), h.VICISocket(), fwmark, n.Socket(), filepath.Join(h.Dir(), "state"), c.logLevel,
+		rendezvous, signalPort, cert, key, c.PKI().CAPath(), h.VICISocket(), c.mark, n.Socket(), filepath.Join(h.Dir(), "state"), c.logLevel,
 		typ, n.Subnet, h.Addr())
 	if typ == "Connector" {
 		conf += fmt.Sprintf("  publicAddresses: [%s]\n  port: %d\n", c.PublicAddr, c.PublicPort)
@@ -257,8 +265,15 @@ type Pair struct {
 	State        string          `json:"state"`
 	Reason       string          `json:"reason"`
 	Paths        map[string]Path `json:"paths"`
+	Punching     bool            `json:"punching"`
 	Attempts     int             `json:"attempts"`
 	TimeToDirect time.Duration   `json:"timeToDirect"`
+}
+
+// Failed reports whether an attempt has ended without a tunnel. While the next
+// one runs, the reason is still that of the last.
+func (p *Pair) Failed() bool {
+	return p.State == "down" && (p.Attempts > 1 || p.Attempts == 1 && !p.Punching)
 }
 
 // Path is how one node of a pair reaches the other.

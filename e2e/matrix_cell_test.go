@@ -46,7 +46,6 @@ func TestCellProblem(t *testing.T) {
 		{"a lost ping", with(good, func(c *Cell) { c.PingsLost = 1 }), "lost 1 of 20 pings"},
 		{"no ping", with(good, func(c *Cell) { c.PingsSent = 0 }), "no ping was sent"},
 		{"another reason", with(down, func(c *Cell) { c.Reason = "b is offline" }), `the reason names no symmetric NAT: "b is offline"`},
-		{"late", with(down, func(c *Cell) { c.Ms = 15_001 }), "took 15001 ms, longer than 15s"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if got := test.cell.Problem(); got != test.want {
@@ -56,20 +55,28 @@ func TestCellProblem(t *testing.T) {
 	}
 }
 
+func TestCellLate(t *testing.T) {
+	for ms, want := range map[int64]string{80: "", 15_000: "", 15_001: "took 15001 ms, longer than 15s"} {
+		if got := (Cell{Ms: ms}).Late(); got != want {
+			t.Errorf("%d ms: got %q, want %q", ms, got, want)
+		}
+	}
+}
+
 func TestFailed(t *testing.T) {
 	for _, test := range []struct {
 		name string
-		pair attempted
+		pair Pair
 		want bool
 	}{
-		{"not tried yet", attempted{Pair: Pair{State: "down"}}, false},
-		{"first attempt runs", attempted{Pair{State: "down", Attempts: 1}, true}, false},
-		{"first attempt is over", attempted{Pair{State: "down", Attempts: 1}, false}, true},
-		{"second attempt runs", attempted{Pair{State: "down", Attempts: 2}, true}, true},
-		{"direct", attempted{Pair{State: "direct", Attempts: 1}, false}, false},
+		{"not tried yet", Pair{State: "down"}, false},
+		{"first attempt runs", Pair{State: "down", Attempts: 1, Punching: true}, false},
+		{"first attempt is over", Pair{State: "down", Attempts: 1}, true},
+		{"second attempt runs", Pair{State: "down", Attempts: 2, Punching: true}, true},
+		{"direct", Pair{State: "direct", Attempts: 1}, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			if got := test.pair.failed(); got != test.want {
+			if got := test.pair.Failed(); got != test.want {
 				t.Errorf("got %t, want %t", got, test.want)
 			}
 		})

@@ -220,7 +220,7 @@ func (d *demo) apply(ctx context.Context) error {
 	}
 	d.printf("%s cat all-edges.yaml\n%s", d.paint(faint, "$"), text)
 	d.printf("%s bodkin community apply -f all-edges.yaml\n", d.paint(faint, "$"))
-	out, err := d.net.Connector.Run(ctx, d.bin, "community", "apply", "--socket", adminSocket(d.net), "-f", file)
+	out, err := d.net.Connector.Run(ctx, d.bin, "community", "apply", "--socket", d.net.AdminSocket, "-f", file)
 	d.printf("%s", out)
 	return err
 }
@@ -323,11 +323,8 @@ func (d *demo) lookAround(url string) {
 		{{text: "ping a peer"}, {text: fmt.Sprintf("ip netns exec %s ping -I %s %s", edge.Namespace(), edge.Pod, peer.Pod)}},
 		{{text: "its SAs"}, {text: "swanctl --list-sas --uri unix://" + edge.VICISocket()}},
 		{{text: "a NAT's state"}, {text: "ip netns exec " + d.net.nats["nat1"].Namespace() + " conntrack -L"}},
-		{{text: "communities"}, {text: d.bin + " community get --socket " + adminSocket(d.net)}},
+		{{text: "communities"}, {text: d.bin + " community get --socket " + d.net.AdminSocket}},
 		{{text: "logs"}, {text: d.net.Dir() + "/*/*.log"}},
 		{{text: "the end"}, {text: "Ctrl-C here, or make demo-stop"}},
 	})
 }
-
-// adminSocket is where the rendezvous takes changes.
-func adminSocket(n *network) string { return filepath.Join(n.Connector.Dir(), "rdv.sock") }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -68,7 +69,7 @@ func runMatrix(ctx context.Context, o matrixOptions, out io.Writer) (err error) 
 			if err != nil {
 				return err
 			}
-			slog.Info("cell", "a", cell.A, "b", cell.B, "got", cell.Got, "ms", cell.Ms, "problem", cell.Problem())
+			slog.Info("cell", "a", cell.A, "b", cell.B, "got", cell.Got, "ms", cell.Ms, "problem", problem(cell))
 			cells = append(cells, cell)
 		}
 	}
@@ -79,11 +80,14 @@ func runMatrix(ctx context.Context, o matrixOptions, out io.Writer) (err error) 
 	return judge(cells)
 }
 
+// problem is what is wrong with a cell, its time included.
+func problem(c e2e.Cell) string { return cmp.Or(c.Problem(), c.Late()) }
+
 // judge is an error that names every cell that is not as expected.
 func judge(cells []e2e.Cell) error {
 	var bad []string
 	for _, c := range cells {
-		if p := c.Problem(); p != "" {
+		if p := problem(c); p != "" {
 			bad = append(bad, fmt.Sprintf("%s × %s %s", c.A, c.B, p))
 		}
 	}
@@ -128,7 +132,7 @@ func cellText(c e2e.Cell) string {
 	if c.Got == e2e.Direct {
 		text += fmt.Sprintf(" %d/%d", c.PingsSent-c.PingsLost, c.PingsSent)
 	}
-	if c.Problem() != "" {
+	if problem(c) != "" {
 		text += " (!)"
 	}
 	return text

@@ -18,8 +18,6 @@ import (
 )
 
 const (
-	// statusAddr is the rendezvous' status listener, on its own host's loopback.
-	statusAddr = "127.0.0.1:7480"
 	// anyPort is for when another demo, or a rendezvous, has that port here.
 	anyPort = "127.0.0.1:0"
 	// pageTimeout is for a browser on this machine to send a request's head.
@@ -36,7 +34,7 @@ type page struct {
 
 func openPage(ctx context.Context, host *e2e.Node) (*page, error) {
 	var lc net.ListenConfig
-	listener, err := lc.Listen(ctx, "tcp", statusAddr)
+	listener, err := lc.Listen(ctx, "tcp", e2e.StatusAddr)
 	if err != nil {
 		listener, err = lc.Listen(ctx, "tcp", anyPort)
 	}
@@ -44,7 +42,7 @@ func openPage(ctx context.Context, host *e2e.Node) (*page, error) {
 		return nil, fmt.Errorf("status page: %w", err)
 	}
 	proxy := &httputil.ReverseProxy{
-		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: statusAddr}) },
+		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: e2e.StatusAddr}) },
 		Transport: &http.Transport{DialContext: host.Dial},
 		ErrorLog:  log.New(io.Discard, "", 0), // the browser is told, and a demo's screen is for the demo
 	}

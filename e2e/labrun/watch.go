@@ -95,11 +95,8 @@ func known(behaviour string) string {
 	return behaviour
 }
 
-// Values of a pair's state and reason in the API.
-const (
-	stateDirect    = "direct"
-	reasonPunching = "punching"
-)
+// stateDirect is a pair's state in the API.
+const stateDirect = "direct"
 
 func pairEvents(was, is e2e.Pair) []event {
 	who := short(is.Nodes[0]) + " – " + short(is.Nodes[1])
@@ -116,23 +113,18 @@ func pairEvents(was, is e2e.Pair) []event {
 		events = append(events, event{who, "direct in " + millis(is.TimeToDirect) + " over " + pathWords(is), good})
 	case is.State != stateDirect && was.State == stateDirect:
 		events = append(events, event{who, is.State + ": " + is.Reason, bad})
-	case gaveUp(is) && is.Reason != was.Reason:
+	case is.Failed() && is.Reason != was.Reason:
 		events = append(events, event{who, "not direct: " + is.Reason, bad})
 	}
 	return events
 }
 
 // triedOnce is a condition for e2e's WaitPair.
-func triedOnce(p *e2e.Pair) bool { return e2e.IsDirect(p) || gaveUp(*p) }
+func triedOnce(p *e2e.Pair) bool { return e2e.IsDirect(p) || p.Failed() }
 
 // natsKnown reports whether every node's NAT is known.
 func natsKnown(nodes []e2e.Observed) bool {
 	return !slices.ContainsFunc(nodes, func(n e2e.Observed) bool { return n.Online && natWords(n) == "" })
-}
-
-// gaveUp reports whether an attempt has ended without a tunnel.
-func gaveUp(p e2e.Pair) bool {
-	return p.State != stateDirect && p.Attempts > 0 && p.Reason != "" && p.Reason != reasonPunching
 }
 
 // pathWords is both ends' addresses as the other end sees them.
