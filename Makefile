@@ -1,9 +1,9 @@
 # Everything a person types here. Sources of truth: go.mod for Go modules,
 # .ci/deps for Debian packages, this file for the linter's version.
 .DEFAULT_GOAL := help
-.PHONY: help build test demo demo-stop matrix bench lint deps fmt clean FORCE
+.PHONY: help build test e2e-kernel demo demo-stop matrix bench lint deps fmt clean FORCE
 
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+VERSION := $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo devel)
 
 # The linter is built from source and kept under its version's name, so that
 # another version here builds it anew.
@@ -14,18 +14,22 @@ GOLANGCI := build/bin/golangci-lint-$(GOLANGCI_VERSION)
 TEST_TIMEOUT := 18m
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: build/bodkin ## Build build/bodkin
 
 build/bodkin: FORCE
-	@go build -ldflags '-X main.version=$(VERSION)' -o $@ ./cmd/bodkin
+	@go build -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o $@ ./cmd/bodkin
 
 build/labrun: FORCE
-	@go build -o $@ ./e2e/labrun
+	@go build -buildvcs=false -o $@ ./e2e/labrun
 
 test: deps ## Run all tests under the race detector (as root: nothing is skipped)
-	go test -race -timeout $(TEST_TIMEOUT) ./...
+	go test -count=1 -race -timeout $(TEST_TIMEOUT) ./...
+
+e2e-kernel: ## Run e2e's tests on ESP in the kernel, in an emulated machine (RUN=PATTERN for some; needs root)
+	@.ci/deps kernel
+	@e2e/kernel/run.sh $(if $(RUN),-test.run '$(RUN)')
 
 demo: deps build/bodkin build/labrun ## Show edges behind NATs get direct tunnels (KEEP=1 leaves it running; needs root)
 	@build/labrun demo $(if $(KEEP),--keep)

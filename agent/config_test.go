@@ -150,7 +150,7 @@ func TestLoadConfigRefuses(t *testing.T) {
 		{"host bits", endpoint("{subnets: [10.233.66.1/24]}"), []string{"endpoint.subnets", "10.233.66.1/24", "want 10.233.66.0/24"}},
 		{"host bits in nodeSubnets", endpoint("{subnets: [10.233.66.0/24], nodeSubnets: [10.22.46.30/24]}"),
 			[]string{"endpoint.nodeSubnets", "want 10.22.46.0/24"}},
-		{"everything", endpoint("{subnets: [0.0.0.0/0]}"), []string{"endpoint.subnets", "every address"}},
+		{"everything", endpoint("{subnets: [0.0.0.0/0]}"), []string{"endpoint.subnets", "too many addresses"}},
 		{"type", endpoint("{subnets: [10.233.66.0/24], type: Cloud}"), []string{"endpoint.type", "Cloud", "want Edge or Connector"}},
 		{"connector without addresses", endpoint("{subnets: [10.233.66.0/24], type: Connector}"), []string{"endpoint.publicAddresses", "empty"}},
 	}

@@ -20,9 +20,20 @@ const patience = 3 * time.Minute
 // bin is the binary under test, with the race detector in it.
 var bin string
 
+// What e2e/kernel sets in its guest, where there is no Go: the binary under
+// test, and who does ESP.
+var (
+	prebuilt  = os.Getenv("BODKIN_E2E_BIN")
+	kernelESP = os.Getenv("BODKIN_E2E_ESP") == "kernel"
+)
+
 func TestMain(m *testing.M) { os.Exit(build(m)) }
 
 func build(m *testing.M) int {
+	if prebuilt != "" {
+		bin = prebuilt
+		return m.Run()
+	}
 	dir, err := os.MkdirTemp("", "bodkin-e2e")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -30,7 +41,7 @@ func build(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	bin = filepath.Join(dir, "bodkin")
-	cmd := exec.Command("go", "build", "-race", "-o", bin, "github.com/bodkin-net/bodkin/cmd/bodkin")
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-race", "-o", bin, "github.com/bodkin-net/bodkin/cmd/bodkin")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "building bodkin: %v\n%s", err, out)
 		return 1
@@ -48,6 +59,7 @@ func start(t *testing.T, o ClusterOptions) (context.Context, *Cluster) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
 	o.Bin = bin
+	o.Lab.KernelESP = kernelESP
 	c, err := NewCluster(ctx, o)
 	if c != nil {
 		t.Cleanup(func() {

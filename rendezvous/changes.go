@@ -103,10 +103,14 @@ func (s *Server) deleteNode(ctx context.Context, name string) error {
 			failed = fmt.Errorf("%w: node %s is online: stop its agent first", ErrConflict, name)
 			return nil
 		}
-		if failed = s.store.DeleteNode(name); failed != nil {
+		if s.hub.details[node] == nil {
+			failed = fmt.Errorf("node %q: %w", name, store.ErrNotFound)
 			return nil
 		}
 		delete(s.hub.details, node)
+		// By way of the recorder, or a record that waits there would bring the
+		// node back.
+		s.hub.recorder.forgetNode(node)
 		return s.hub.coordinator.Forget(now, node)
 	})
 	return errors.Join(err, failed)

@@ -20,9 +20,13 @@ const (
 	communityKind       = "Community"
 )
 
-// maxCommunityFile is the bound Kubernetes sets for one ConfigMap: room for
-// tens of thousands of members.
-const maxCommunityFile = 1 << 20
+const (
+	// maxCommunityFile is the bound Kubernetes sets for one ConfigMap.
+	maxCommunityFile = 1 << 20
+	// maxMembers bounds the pairs of one community, which grow with its
+	// square: 512 members are 130,816 pairs and some 80 MB.
+	maxMembers = 512
+)
 
 // Community is a named list of nodes, each of which may talk to every other.
 type Community struct {
@@ -181,6 +185,9 @@ func (d communityDocument) members(n *yaml.Node) ([]string, error) {
 	}
 	if len(n.Content) == 0 {
 		return nil, d.refuse(n, field, "is empty: list at least one member as cluster.node")
+	}
+	if len(n.Content) > maxMembers {
+		return nil, d.refuse(n, field, "has %d members, the limit is %d: split the community", len(n.Content), maxMembers)
 	}
 	members := make([]string, 0, len(n.Content))
 	lines := make(map[string]int, len(n.Content))

@@ -90,6 +90,9 @@ func (c Config) check() error {
 	if _, err := c.stunAddrs(); err != nil {
 		return err
 	}
+	if c.STUN[0] == c.STUN[1] && !strings.HasSuffix(c.STUN[0], ":0") {
+		return fmt.Errorf("stun: %s twice: want two ports", c.STUN[0])
+	}
 	for _, name := range c.Connectors {
 		if err := wire.NodeName(name).Validate(); err != nil {
 			return fmt.Errorf("connectors: %w", err)

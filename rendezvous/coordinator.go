@@ -12,9 +12,16 @@ import (
 // Timing of the coordinator. All of it is relative; no clock of an agent is
 // ever compared with ours.
 const (
-	// attemptTimeout is the backstop behind the agents' own limit (10 s of
-	// punching and a few for charon): past it a side has gone silent.
-	attemptTimeout = 20 * time.Second
+	// attemptTimeout is the backstop behind the agents' own limits (10 s of
+	// punching, 9 s for charon) and the start offset: past it a side is silent.
+	attemptTimeout = 25 * time.Second
+	// maxStartOffset bounds how long the nearer side waits for the farther: a
+	// round trip measured during a stall must not cost the attempt.
+	maxStartOffset = time.Second
+	// maxParallel bounds the attempts of one node at a time: an edge that joins
+	// a large community must not run hundreds of ICE sessions at once, nor its
+	// session's outbox overflow.
+	maxParallel = 32
 	// retryMin doubles up to retryMax. Below a second a retry would meet the
 	// same NAT state; above five minutes an operator would call it dead. No
 	// event brings two attempts closer together than retryMin, or a node that
@@ -65,7 +72,9 @@ type coordinator struct {
 	// byNode is the same by member. Both are made by rebuild.
 	sorted []*pair
 	byNode map[wire.NodeName][]*pair
-	out    []action
+	// running counts each node's attempts.
+	running map[wire.NodeName]int
+	out     []action
 }
 
 // node is a node the rendezvous knows, online or not.
@@ -109,6 +118,9 @@ type pair struct {
 	reason  string
 	since   time.Time
 	attempt *attempt
+	// remembered is the state before the rendezvous was restarted: if it turns
+	// out to hold, nothing has changed since.
+	remembered State
 	// failure is why the last attempt or tunnel ended, until something happens
 	// that it says nothing about.
 	failure string
@@ -146,12 +158,23 @@ func (p *pair) index(n wire.NodeName) int {
 	return 1
 }
 
+// silent names the ends that have not confirmed the running attempt.
+func (p *pair) silent() string {
+	switch p.attempt.direct {
+	case [2]bool{true, false}:
+		return string(p.names[1])
+	case [2]bool{false, true}:
+		return string(p.names[0])
+	}
+	return string(p.names[0]) + " and " + string(p.names[1])
+}
+
 func (p *pair) other(n wire.NodeName) wire.NodeName { return p.names[1-p.index(n)] }
 
 func (p *pair) has(n wire.NodeName) bool { return p.names[0] == n || p.names[1] == n }
 
 func newCoordinator(r *rand.Rand) *coordinator {
-	return &coordinator{rand: r, nodes: map[wire.NodeName]*node{}, pairs: map[PairID]*pair{}}
+	return &coordinator{rand: r, nodes: map[wire.NodeName]*node{}, pairs: map[PairID]*pair{}, running: map[wire.NodeName]int{}}
 }
 
 func (c *coordinator) do(a action) { c.out = append(c.out, a) }
@@ -174,6 +197,7 @@ func (c *coordinator) Restore(now time.Time, endpoints []wire.Endpoint, cs []Com
 	for _, v := range pairs {
 		if p := c.pairs[v.ID]; p != nil {
 			p.total, p.timeToDirect, p.lastDirect = v.Attempts, v.TimeToDirect, v.LastDirect
+			p.remembered, p.since = v.State, v.Since
 		}
 	}
 	c.out = nil
@@ -189,7 +213,7 @@ func (c *coordinator) Online(now time.Time, hello *wire.Hello, delay time.Durati
 		c.nodes[name] = n
 	}
 	changed := !known || !sameEndpoint(n.endpoint, hello.Endpoint)
-	*n = node{endpoint: hello.Endpoint, online: true, delay: delay, hosts: hello.Candidates}
+	*n = node{endpoint: hello.Endpoint, online: true, delay: delay, hosts: hello.Candidates, nat: n.nat}
 	if changed {
 		c.rebuild(now)
 	}
@@ -243,11 +267,11 @@ func (c *coordinator) Network(now time.Time, name wire.NodeName, m *wire.Network
 	if n == nil || !n.online {
 		return nil
 	}
-	first := !n.gathered
-	changed := first || !slices.Equal(n.hosts, m.Candidates)
+	first, moved := !n.gathered, !slices.Equal(n.hosts, m.Candidates)
+	changed := first || moved || n.nat != m.NAT
 	n.hosts, n.nat, n.gathered = m.Candidates, m.NAT, true
 	if changed {
-		c.networkChanged(now, name, !first)
+		c.networkChanged(now, name, moved && !first)
 	}
 	return c.flush()
 }
@@ -258,7 +282,7 @@ func (c *coordinator) networkChanged(now time.Time, name wire.NodeName, hope boo
 	n := c.nodes[name]
 	for _, p := range c.byNode[name] {
 		if p.attempt != nil {
-			c.do(send{p.other(name), &wire.Trickle{Attempt: p.attempt.id, Candidates: n.candidates()}})
+			c.do(send{p.other(name), &wire.Trickle{Attempt: p.attempt.id, Candidates: n.candidates(), RemoteNAT: &n.nat}})
 			continue
 		}
 		if hope {
@@ -285,14 +309,13 @@ func (c *coordinator) Communities(now time.Time, cs []Community) []action {
 // Tick starts what is due and ends what is overdue.
 func (c *coordinator) Tick(now time.Time) []action {
 	for _, p := range c.sorted {
-		if p.attempt != nil && !now.Before(p.attempt.deadline) {
-			silent := p.names[0]
-			if p.attempt.direct[0] {
-				silent = p.names[1]
-			}
-			c.fail(now, p, "no report from "+string(silent)+" within "+attemptTimeout.String(), "")
+		switch {
+		case p.attempt != nil && !now.Before(p.attempt.deadline):
+			c.fail(now, p, "no report from "+p.silent()+" within "+attemptTimeout.String(), "")
+			c.settle(now, p)
+		case c.wants(p) && !now.Before(p.retryAt):
+			c.settle(now, p)
 		}
-		c.settle(now, p)
 	}
 	return c.flush()
 }
@@ -304,8 +327,8 @@ func (c *coordinator) Next() time.Time {
 		at := p.retryAt
 		if p.attempt != nil {
 			at = p.attempt.deadline
-		} else if !c.wants(p) {
-			continue
+		} else if !c.wants(p) || !c.free(p) {
+			continue // what waits for a free slot comes up when one is
 		}
 		if next.IsZero() || at.Before(next) {
 			next = at
@@ -343,7 +366,8 @@ func (c *coordinator) Report(now time.Time, from wire.NodeName, r *wire.Report) 
 			p.attempt.direct[i] = true
 			p.attempt.elapsed = max(p.attempt.elapsed, elapsed)
 			if p.attempt.direct[0] && p.attempt.direct[1] {
-				elapsed, p.succeeded, p.attempt = p.attempt.elapsed, p.attempt.id, nil
+				elapsed, p.succeeded = p.attempt.elapsed, p.attempt.id
+				c.end(p)
 			}
 		}
 		if !moved && p.attempt == nil && p.sides[0].direct && p.sides[1].direct {
@@ -369,7 +393,7 @@ func (c *coordinator) Report(now time.Time, from wire.NodeName, r *wire.Report) 
 // time of the next one.
 func (c *coordinator) fail(now time.Time, p *pair, reason string, from wire.NodeName) {
 	if a := p.attempt; a != nil {
-		p.attempt = nil
+		c.end(p)
 		for _, name := range p.names {
 			if name != from && c.online(name) {
 				c.do(send{name, &wire.Cancel{Attempt: a.id, Reason: reason}})
@@ -421,7 +445,20 @@ func (c *coordinator) abandon(p *pair, name wire.NodeName, reason string) {
 	if o := p.other(name); c.online(o) {
 		c.do(send{o, &wire.Cancel{Attempt: p.attempt.id, Reason: reason}})
 	}
+	c.end(p)
+}
+
+// end takes an attempt off the books.
+func (c *coordinator) end(p *pair) {
 	p.attempt = nil
+	for _, n := range p.names {
+		c.running[n]--
+	}
+}
+
+// free reports whether both ends may run one attempt more.
+func (c *coordinator) free(p *pair) bool {
+	return c.running[p.names[0]] < maxParallel && c.running[p.names[1]] < maxParallel
 }
 
 func (c *coordinator) online(n wire.NodeName) bool { return c.nodes[n] != nil && c.nodes[n].online }

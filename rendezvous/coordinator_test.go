@@ -109,7 +109,7 @@ func TestStartOffsets(t *testing.T) {
 		{[2]time.Duration{0, 0}, [2]int64{0, 0}},
 		{[2]time.Duration{30 * time.Millisecond, 30 * time.Millisecond}, [2]int64{0, 0}},
 		{[2]time.Duration{250 * time.Millisecond, 5 * time.Millisecond}, [2]int64{0, 245}},
-		{[2]time.Duration{0, pongTimeout / 2}, [2]int64{pongTimeout.Milliseconds() / 2, 0}},
+		{[2]time.Duration{0, pongTimeout / 2}, [2]int64{maxStartOffset.Milliseconds(), 0}},
 	} {
 		m := newMachine(t, community("all", edge1, edge2))
 		m.hello(edge1)
@@ -178,6 +178,11 @@ func TestTrickle(t *testing.T) {
 			return m.Network(m.now, edge1, &wire.Network{
 				Candidates: []wire.Candidate{hostCandidate("192.168.1.10:4500")}, NAT: wire.NAT{Present: true},
 			})
+		}, []wire.Candidate{hostCandidate("192.168.1.10:4500"), srflxCandidate("203.0.113.1:1024")}},
+		{"the same again", func() []action {
+			return m.Network(m.now, edge1, &wire.Network{
+				Candidates: []wire.Candidate{hostCandidate("192.168.1.10:4500")}, NAT: wire.NAT{Present: true},
+			})
 		}, nil},
 	}
 	for _, tt := range tests {
@@ -195,6 +200,68 @@ func TestTrickle(t *testing.T) {
 	}
 	if m.attempt(edge1, edge2) != id {
 		t.Error("another attempt")
+	}
+}
+
+// What the NAT does is told as soon as it is known: without it a failed
+// attempt has no true reason.
+func TestTrickleTellsTheNAT(t *testing.T) {
+	m := newMachine(t, community("all", edge1, edge2))
+	m.join(edge1, edge2)
+	id := m.attempt(edge1, edge2)
+	nat := wire.NAT{Present: true, Mapping: wire.AddressAndPortDependent}
+	got := sent[*wire.Trickle](t, m.Network(m.now, edge1, &wire.Network{NAT: nat}))
+	if len(got) != 1 || got[edge2] == nil || got[edge2].Attempt != id || got[edge2].RemoteNAT == nil || *got[edge2].RemoteNAT != nat {
+		t.Errorf("%+v, want the NAT for edge2", got)
+	}
+	// It is still known when the node comes back.
+	m.Offline(m.now, edge1)
+	m.join(edge1)
+	if m.nodes[edge1].nat != nat {
+		t.Errorf("after a new session: %+v, want %+v", m.nodes[edge1].nat, nat)
+	}
+}
+
+// A node runs only so many attempts at a time; the others follow.
+func TestAttemptsAtATimeAreBounded(t *testing.T) {
+	members := []wire.NodeName{edge1}
+	for i := range maxParallel + 5 {
+		members = append(members, wire.NodeName(fmt.Sprintf("beijing.n%02d", i)))
+	}
+	m := newMachine(t, community("all", members...))
+	m.join(members[1:]...)
+	orders := func(actions []action) (to []wire.NodeName) {
+		for _, a := range actions {
+			if s, ok := a.(send); ok && s.to == edge1 {
+				if p, ok := s.msg.(*wire.Punch); ok {
+					to = append(to, p.Peer.Endpoint.Name)
+				}
+			}
+		}
+		return to
+	}
+	for _, p := range m.pairs { // only edge1's pairs are of interest
+		if !p.has(edge1) {
+			p.state, p.sides = Direct, [2]side{{told: true, direct: true, monitored: true}, {told: true, direct: true, monitored: true}}
+			if p.attempt != nil {
+				m.end(p)
+			}
+		}
+	}
+	m.hello(edge1)
+	first := orders(m.seen(edge1, "203.0.113.1:4500"))
+	if len(first) != maxParallel {
+		t.Fatalf("%d attempts at a time, want %d", len(first), maxParallel)
+	}
+	if next := m.Next(); !next.After(m.now) {
+		t.Errorf("the next step is at %v, now: it would spin until a slot is free", next)
+	}
+	m.report(edge1, first[0], wire.OutcomeFailed, m.attempt(edge1, first[0]))
+	if next := m.Next(); next.After(m.now) {
+		t.Errorf("a slot is free and pairs wait, but the next step is at %v", next)
+	}
+	if more := orders(m.tick(0)); len(more) != 1 || slices.Contains(first, more[0]) {
+		t.Errorf("after one has failed: %v, want one that waited", more)
 	}
 }
 

@@ -103,6 +103,7 @@ func (c *coordinator) rebuild(now time.Time) {
 					c.do(send{n, &wire.Cancel{Attempt: p.attempt.id, Reason: "the nodes no longer share a community"}})
 				}
 			}
+			c.end(p)
 		}
 		delete(c.pairs, p.id)
 		c.do(forget{p.id})
@@ -219,9 +220,12 @@ func (c *coordinator) settle(now time.Time, p *pair) {
 		p.reason, p.failure, p.lastDirect = "", "", now
 	}
 	if state != p.state {
-		p.state, p.since = state, now
+		if state != p.remembered {
+			p.since = now
+		}
+		p.state, p.remembered = state, ""
 	}
-	if c.wants(p) && !now.Before(p.retryAt) {
+	if c.wants(p) && c.free(p) && !now.Before(p.retryAt) {
 		c.order(now, p)
 	}
 	if p.state != Direct {
@@ -270,13 +274,16 @@ func (c *coordinator) order(now time.Time, p *pair) {
 		{Ufrag: c.token(4), Pwd: c.token(16)},
 		{Ufrag: c.token(4), Pwd: c.token(16)},
 	}
+	for _, n := range p.names {
+		c.running[n]++
+	}
 	last := max(c.nodes[p.names[0]].delay, c.nodes[p.names[1]].delay)
 	for i, name := range p.names {
 		me, you := c.nodes[name], c.nodes[p.other(name)]
 		c.do(send{name, &wire.Punch{
 			Attempt:      p.attempt.id,
 			Peer:         c.peer(p, name),
-			StartAfterMs: (last - me.delay).Milliseconds(),
+			StartAfterMs: min(last-me.delay, maxStartOffset).Milliseconds(),
 			Local:        creds[i],
 			Remote:       creds[1-i],
 			Candidates:   you.candidates(),

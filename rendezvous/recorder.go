@@ -3,13 +3,19 @@ package rendezvous
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 	"github.com/bodkin-net/bodkin/store"
 )
+
+// writeRetry is between tries of a store that does not take a record: a disk
+// that is full stays so for a while.
+const writeRetry = 5 * time.Second
 
 // recorder writes to the store what the hub decided, on a goroutine of its
 // own: a slow disk must not delay a punch. Of a record that changes again
@@ -44,23 +50,31 @@ func (r *recorder) put(key string, write func() error) {
 	}
 }
 
-// run writes until ctx is done, and then what is left.
+// run writes until ctx is done, and then what is left. What could not be
+// written is kept and tried again.
 func (r *recorder) run(ctx context.Context) {
 	for {
+		var again <-chan time.Time
+		if r.err() != nil {
+			again = time.After(writeRetry)
+		}
 		select {
 		case <-r.wake:
-			r.flush()
+		case <-again:
 		case <-ctx.Done():
 			r.flush()
 			return
 		}
+		r.flush()
 	}
 }
 
+// flush writes all that is pending, in order, up to the first failure.
 func (r *recorder) flush() {
 	for {
 		r.mu.Lock()
 		if len(r.order) == 0 {
+			r.failing = nil
 			r.mu.Unlock()
 			return
 		}
@@ -70,13 +84,23 @@ func (r *recorder) flush() {
 		delete(r.pending, key)
 		r.mu.Unlock()
 
-		err := write()
-		if err != nil {
-			r.log.Error("store: record not written", "record", key, "err", err)
+		if err := write(); err != nil {
+			r.log.Error("store: record not written; it is kept and tried again", "record", key, "err", err)
+			r.keep(key, write, err)
+			return
 		}
-		r.mu.Lock()
-		r.failing = err
-		r.mu.Unlock()
+	}
+}
+
+// keep puts a write that failed back to the front, unless a newer one of its
+// record has come meanwhile.
+func (r *recorder) keep(key string, write func() error, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.failing = err
+	if _, ok := r.pending[key]; !ok {
+		r.order = append([]string{key}, r.order...)
+		r.pending[key] = write
 	}
 }
 
@@ -118,11 +142,22 @@ func (r *recorder) pair(v PairView) {
 			TimeToDirect: v.TimeToDirect, Changed: v.Since, LastDirect: v.LastDirect,
 			Endpoints: map[string]netip.AddrPort{},
 		}
-		for node, path := range v.Paths {
-			rec.PathKind = string(path.Kind)
-			rec.Endpoints[string(node)] = path.Remote
+		for _, node := range v.Nodes {
+			if path, ok := v.Paths[node]; ok {
+				rec.PathKind = string(path.Kind)
+				rec.Endpoints[string(node)] = path.Remote
+			}
 		}
 		return r.store.PutPair(rec)
+	})
+}
+
+func (r *recorder) forgetNode(name wire.NodeName) {
+	r.put("node "+string(name), func() error {
+		if err := r.store.DeleteNode(string(name)); !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		return nil
 	})
 }
 

@@ -81,6 +81,35 @@ func TestRecorderTellsOfFailure(t *testing.T) {
 	}
 }
 
+// What could not be written is kept, in order, unless something newer replaces it.
+func TestRecorderKeepsWhatFailed(t *testing.T) {
+	r, _ := newTestRecorder(t)
+	var wrote []string
+	full := true
+	put := func(key string) {
+		r.put(key, func() error {
+			if full {
+				return errors.New("no space left on device")
+			}
+			wrote = append(wrote, key)
+			return nil
+		})
+	}
+	put("a")
+	put("b")
+	r.flush()
+	put("c")
+	r.flush()
+	if r.err() == nil || len(wrote) != 0 {
+		t.Fatalf("wrote %q, %v; want nothing and an error", wrote, r.err())
+	}
+	full = false
+	r.flush()
+	if want := []string{"a", "b", "c"}; !reflect.DeepEqual(wrote, want) || r.err() != nil {
+		t.Errorf("wrote %q, %v; want %q", wrote, r.err(), want)
+	}
+}
+
 func TestRecords(t *testing.T) {
 	r, db := newTestRecorder(t)
 	at := time.Unix(1_700_000_000, 0).UTC()
@@ -88,7 +117,7 @@ func TestRecords(t *testing.T) {
 	r.node(NodeView{Name: edge1, Endpoint: endpointOf(edge1), AgentVersion: "0.1.0", Fingerprint: "5f1c", LastSeen: at, NAT: wire.NAT{Present: true}})
 	r.observe(edge1, Observation{Addr: seen, At: at, Means: "stun:3478"})
 	r.pair(PairView{
-		ID: both12, State: Direct, Attempts: 3, TimeToDirect: time.Second, Since: at, LastDirect: at,
+		ID: both12, Nodes: [2]wire.NodeName{edge1, edge2}, State: Direct, Attempts: 3, TimeToDirect: time.Second, Since: at, LastDirect: at,
 		Paths: map[wire.NodeName]wire.Path{edge1: {Kind: wire.PathServerReflexive, Remote: seen}},
 	})
 	r.flush()

@@ -12,11 +12,11 @@ func TestAttemptDeadline(t *testing.T) {
 	tests := []struct {
 		name   string
 		spoken []wire.NodeName
-		silent wire.NodeName
+		silent string
 	}{
-		{"nobody spoke", nil, edge1},
-		{"edge1 spoke", []wire.NodeName{edge1}, edge2},
-		{"edge2 spoke", []wire.NodeName{edge2}, edge1},
+		{"nobody spoke", nil, "beijing.edge1 and beijing.edge2"},
+		{"edge1 spoke", []wire.NodeName{edge1}, "beijing.edge2"},
+		{"edge2 spoke", []wire.NodeName{edge2}, "beijing.edge1"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -33,7 +33,7 @@ func TestAttemptDeadline(t *testing.T) {
 				t.Errorf("before the deadline: %v", got)
 			}
 			wantReceivers[*wire.Cancel](t, m.tick(time.Nanosecond), edge1, edge2)
-			m.wantPair(edge1, edge2, Down, false, "no report from "+string(tt.silent)+" within 20s")
+			m.wantPair(edge1, edge2, Down, false, "no report from "+tt.silent+" within 25s")
 			wantReceivers[*wire.Punch](t, m.toRetry(), edge1, edge2)
 		})
 	}

@@ -41,6 +41,8 @@ var ErrConflict = errors.New("conflict")
 const (
 	// headerTimeout bounds a client that connects and says nothing.
 	headerTimeout = 10 * time.Second
+	// idleTimeout ends connections that a browser or a stranger leaves open.
+	idleTimeout = 2 * time.Minute
 	// shutdownTimeout bounds waiting for requests when stopping; sessions are
 	// told at once and need only one frame.
 	shutdownTimeout = 3 * time.Second
@@ -148,8 +150,13 @@ func (s *Server) listen(tlsConfig *tls.Config) error {
 // store's lock has already made sure that no other one runs. Only root and its
 // group may connect.
 func listenUnix(path string) (net.Listener, error) {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
+	if info, err := os.Lstat(path); err == nil {
+		if info.Mode()&os.ModeSocket == 0 {
+			return nil, fmt.Errorf("%s is there and no socket: want another path", path)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
 	}
 	l, err := net.Listen("unix", path)
 	if err != nil {
@@ -193,7 +200,10 @@ func (s *Server) restore() error {
 	}
 	var views []PairView
 	for _, p := range pairs {
-		views = append(views, PairView{ID: PairID(p.ID), Attempts: p.Attempts, TimeToDirect: p.TimeToDirect, LastDirect: p.LastDirect})
+		views = append(views, PairView{
+			ID: PairID(p.ID), State: State(p.State), Since: p.Changed,
+			Attempts: p.Attempts, TimeToDirect: p.TimeToDirect, LastDirect: p.LastDirect,
+		})
 	}
 	s.hub.coordinator.Restore(time.Now(), endpoints, s.communities(), views)
 	return nil
@@ -277,7 +287,7 @@ func (s *Server) Run(ctx context.Context) error {
 // serveHTTP serves until ctx is done.
 func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	srv := &http.Server{
-		Handler: h, ReadHeaderTimeout: headerTimeout,
+		Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug), // strangers' broken handshakes
 	}
 	stopped := make(chan struct{})

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -212,6 +213,8 @@ func sayable(err error) string {
 func (s *session) read(ctx context.Context, h *hub) error {
 	_ = s.conn.SetReadDeadline(time.Now().Add(helloTimeout))
 	var delay time.Duration
+	var rtts [3]time.Duration
+	pongs := 0
 	joined := false
 	s.conn.SetPongHandler(func(data string) error {
 		if len(data) != 8 {
@@ -221,7 +224,11 @@ func (s *session) read(ctx context.Context, h *hub) error {
 		if rtt < 0 || rtt > pongTimeout {
 			return nil
 		}
-		delay = rtt / 2
+		// The least of the last few: one pong that was held up says nothing
+		// of the path.
+		rtts[pongs%len(rtts)] = rtt
+		pongs++
+		delay = slices.Min(rtts[:min(pongs, len(rtts))]) / 2
 		if joined {
 			h.delay(s, delay)
 			return s.conn.SetReadDeadline(time.Now().Add(pongTimeout))

@@ -30,7 +30,6 @@ var rooms = map[string]room{
 			"go.yaml.in/yaml/v3",                  // communities
 			"github.com/prometheus/client_golang", // metrics
 			"github.com/fsnotify/fsnotify",        // communitiesDir
-			"golang.org/x/time",                   // STUN rate limits
 		},
 	},
 	"punch": {

@@ -5,9 +5,11 @@
 package yamlfile
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"reflect"
 	"strings"
@@ -31,12 +33,15 @@ func Load(path string, into any) error {
 }
 
 func decode(b []byte, into any) error {
-	var doc yaml.Node
-	if err := yaml.Unmarshal(b, &doc); err != nil {
+	var doc, more yaml.Node
+	dec := yaml.NewDecoder(bytes.NewReader(b))
+	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
+		return nil // an empty file
+	} else if err != nil {
 		return errors.New(oneLine(err))
 	}
-	if len(doc.Content) == 0 {
-		return nil // an empty file
+	if dec.Decode(&more) == nil {
+		return fmt.Errorf("line %d: a second document: want one", more.Line)
 	}
 	if err := checkKeys(doc.Content[0], reflect.TypeOf(into).Elem(), ""); err != nil {
 		return err

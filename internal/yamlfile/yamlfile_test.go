@@ -53,6 +53,7 @@ func TestLoadRefuses(t *testing.T) {
 		"name: a\nnme: b\n":              "line 2: nme: unknown key: want one of name, on, section",
 		"Name: a\n":                      "line 1: Name: unknown key",
 		"name: a\nname: b\n":             "already defined",
+		"name: a\n---\non: true\n":       "a second document: want one",
 		"name: [a]\n":                    "line 1: name: want one value",
 		"on: perhaps\n":                  "line 1: on: want true or false",
 		"section: a\n":                   "line 1: section: want keys: port, list",

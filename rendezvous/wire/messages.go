@@ -182,10 +182,12 @@ type Punch struct {
 	RemoteNAT    NAT         `json:"remoteNAT"`
 }
 
-// Trickle brings candidates that became known after the order (RFC 8838).
+// Trickle brings what became known of the peer after the order: candidates
+// (RFC 8838), and what its NAT does.
 type Trickle struct {
 	Attempt    AttemptID   `json:"attempt"`
 	Candidates []Candidate `json:"candidates"`
+	RemoteNAT  *NAT        `json:"remoteNAT,omitempty"`
 }
 
 // Cancel ends an attempt from outside. A tunnel that stands is not touched.

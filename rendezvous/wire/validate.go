@@ -66,6 +66,15 @@ func (e *Endpoint) Validate() error {
 	return nil
 }
 
+// minBits is the shortest prefix a node may claim: a shorter one would draw its
+// peers' traffic to half the world into its tunnel.
+func minBits(a netip.Addr) int {
+	if a.Is4() {
+		return 8
+	}
+	return 32
+}
+
 func validatePrefixes(field string, ps []netip.Prefix) error {
 	if len(ps) > MaxSubnets {
 		return invalid("endpoint.%s has %d entries, limit %d", field, len(ps), MaxSubnets)
@@ -74,8 +83,8 @@ func validatePrefixes(field string, ps []netip.Prefix) error {
 		if !p.IsValid() || p.Masked() != p {
 			return invalid("endpoint.%s: %s is no network prefix", field, p)
 		}
-		if p.Bits() == 0 {
-			return invalid("endpoint.%s: %s would claim every address", field, p)
+		if p.Bits() < minBits(p.Addr()) {
+			return invalid("endpoint.%s: %s would claim too many addresses: want /%d or longer", field, p, minBits(p.Addr()))
 		}
 	}
 	return nil
@@ -269,6 +278,11 @@ func (p *Punch) Validate() error {
 func (t *Trickle) Validate() error {
 	if err := t.Attempt.validate(); err != nil {
 		return err
+	}
+	if t.RemoteNAT != nil {
+		if err := t.RemoteNAT.Validate(); err != nil {
+			return err
+		}
 	}
 	return validateCandidates(t.Candidates)
 }

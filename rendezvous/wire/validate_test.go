@@ -25,7 +25,7 @@ func TestValidate(t *testing.T) {
 	punch := func(change func(*Punch)) Message { return changed(samplePunch(), change) }
 	welcome := func(change func(*Welcome)) Message { return changed(sampleWelcome(), change) }
 	network := func(nat NAT, cs ...Candidate) Message { return &Network{cs, nat} }
-	trickle := func(cs ...Candidate) Message { return &Trickle{"a", cs} }
+	trickle := func(cs ...Candidate) Message { return &Trickle{Attempt: "a", Candidates: cs} }
 	peers := func(ps ...Peer) Message { return &Peers{ps} }
 	anybody := netip.MustParsePrefix("10.0.0.0/24")
 
@@ -51,8 +51,8 @@ func TestValidate(t *testing.T) {
 		{"too many node subnets", endpoint(func(e *Endpoint) { e.NodeSubnets = repeat(MaxSubnets+1, anybody) }), "endpoint.nodeSubnets"},
 		{"zero subnet", endpoint(func(e *Endpoint) { e.Subnets = []netip.Prefix{{}} }), "no network prefix"},
 		{"subnet with host bits", endpoint(func(e *Endpoint) { e.Subnets = []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")} }), "no network prefix"},
-		{"every IPv4 address", endpoint(func(e *Endpoint) { e.Subnets = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")} }), "every address"},
-		{"every IPv6 address", endpoint(func(e *Endpoint) { e.NodeSubnets = []netip.Prefix{netip.MustParsePrefix("::/0")} }), "every address"},
+		{"every IPv4 address", endpoint(func(e *Endpoint) { e.Subnets = []netip.Prefix{netip.MustParsePrefix("128.0.0.0/7")} }), "too many addresses"},
+		{"every IPv6 address", endpoint(func(e *Endpoint) { e.NodeSubnets = []netip.Prefix{netip.MustParsePrefix("::/0")} }), "too many addresses"},
 		{"public addresses", endpoint(func(e *Endpoint) { e.PublicAddresses = []string{"198.51.100.1", "2001:db8::1", "vpn.example.com"} }), ""},
 		{"too many public addresses", endpoint(func(e *Endpoint) { e.PublicAddresses = repeat(MaxCandidates+1, "a") }), "publicAddresses"},
 		{"empty public address", endpoint(func(e *Endpoint) { e.PublicAddresses = []string{""} }), "publicAddresses"},
