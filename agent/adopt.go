@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/bodkin-net/bodkin/agent/charon"
@@ -13,7 +14,7 @@ import (
 func (d *Daemon) unload(ctx context.Context, name string) {
 	for _, err := range []error{d.vici.Unload(ctx, name), d.vici.Terminate(ctx, name)} {
 		if err != nil && !errors.Is(err, charon.ErrNotFound) {
-			d.log.Error("connection not removed; trying again when charon is back", "connection", name, "err", err)
+			d.log.Error("connection not removed; trying again", "connection", name, "err", err)
 			return
 		}
 	}
@@ -31,6 +32,9 @@ func (d *Daemon) charonEvent(ctx context.Context, e charon.Event) {
 		d.log.Info("charon reachable", "version", e.Version.Version)
 		d.adopt(ctx, now)
 		d.charonReady.set(true)
+		for _, t := range d.tunnels {
+			t.charonBack(now)
+		}
 	case charon.EventDown:
 		d.charonUp, d.charonErr = false, e.Err
 		d.charonReady.set(false)
@@ -56,6 +60,7 @@ func (d *Daemon) charonEvent(ctx context.Context, e charon.Event) {
 func (d *Daemon) adopt(ctx context.Context, now time.Time) {
 	if d.cfg.LoadCredentials {
 		if err := d.vici.LoadCredentials(ctx, d.id.credentials); err != nil {
+			d.charonErr = fmt.Errorf("credentials not loaded: %w", err)
 			d.log.Error("credentials not loaded into charon", "err", err)
 		}
 	}
@@ -67,8 +72,7 @@ func (d *Daemon) adopt(ctx context.Context, now time.Time) {
 	for _, name := range d.owned.names() {
 		node := wire.NodeName(name)
 		if d.tunnels[node] == nil && d.listed {
-			d.unload(ctx, name) // removed while charon was away
-			continue
+			continue // sweep takes it away
 		}
 		if d.tunnels[node] == nil {
 			d.tunnels[node] = newTunnel(wire.Peer{Endpoint: wire.Endpoint{Name: node}}, d.owned.storeID(name), now)
@@ -89,8 +93,40 @@ func (d *Daemon) checkGone(ctx context.Context, now time.Time, name string) {
 			continue
 		}
 		sas, err := d.vici.SAs(ctx, string(t.name()))
-		if err == nil && !measure(sas, wire.Path{}, nil).installed {
+		if err != nil {
+			continue
+		}
+		if !measure(sas, wire.Path{}, nil).installed {
 			d.perform(ctx, t, t.gone(now, "charon ended the tunnel: the peer deleted it or stopped answering"))
+			continue
+		}
+		d.complete(ctx, t, sas)
+	}
+}
+
+// complete asks for the CHILD SAs that a tunnel has lost while others stand,
+// as by a failed rekeying. Asking for one that is there does nothing.
+func (d *Daemon) complete(ctx context.Context, t *tunnel, sas []charon.SA) {
+	if !t.monitored || t.peer.Role != wire.Controlling {
+		return
+	}
+	for _, c := range missing(sas, wire.Path{}, children(d.id.endpoint, t.peer.Endpoint)) {
+		d.log.Warn("CHILD SA gone: asking for it again", "peer", t.name(), "child", c.Name)
+		if err := d.vici.Initiate(ctx, string(t.name()), c.Name); err != nil {
+			d.log.Error("CHILD SA not initiated", "child", c.Name, "err", err)
+		}
+	}
+}
+
+// sweep takes out of charon what is ours and no longer wanted, and could not be
+// removed when that was said.
+func (d *Daemon) sweep(ctx context.Context) {
+	if !d.listed || !d.charonUp {
+		return
+	}
+	for _, name := range d.owned.names() {
+		if d.tunnels[wire.NodeName(name)] == nil {
+			d.unload(ctx, name)
 		}
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bodkin-net/bodkin/agent/charon"
@@ -65,6 +66,8 @@ type Daemon struct {
 	charonReady *gate
 	charonErr   error
 	net         network
+	// localNAT is net's, for the runs, who explain failures with it.
+	localNAT atomic.Pointer[wire.NAT]
 	// sessionAddr is where this session was observed last; zero until then.
 	sessionAddr netip.Addr
 	look        chan struct{}
@@ -142,7 +145,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	startLink := func() {
 		if !linkStarted {
 			linkStarted = true
-			l := &link{id: d.id, dial: markedDialer(d.cfg.Mark).DialContext, log: d.log, events: links}
+			l := &link{id: d.id, dial: outsideDialer(d.cfg.Mark, d.id.endpoint.Subnets).DialContext, log: d.log, events: links}
 			services.Go(func() { l.run(ctx) })
 		}
 	}
@@ -173,6 +176,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 			for _, t := range d.tunnels {
 				d.perform(ctx, t, t.due(now, d.nextRun))
 			}
+			d.sweep(ctx)
 		}
 	}
 }
@@ -207,14 +211,13 @@ func (d *Daemon) send(m wire.Message) {
 func (d *Daemon) beginRun(ctx context.Context, b begin) {
 	name := b.peer.Endpoint.Name
 	d.stopRun(name)
-	nat := d.net.nat
 	r := &run{
 		begin: b, name: string(name), started: time.Now(),
 		log:     d.log.With("peer", name),
-		trickle: make(chan []wire.Candidate, 8), wake: make(chan struct{}, 1),
+		trickle: make(chan *wire.Trickle, 8), wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1),
 		shared: &shared{
 			id: d.id, vici: d.vici, owned: d.owned, charonReady: d.charonReady, port: d.port, events: d.runEvents,
-			localNAT: func() wire.NAT { return nat },
+			localNAT: &d.localNAT,
 		},
 	}
 	rctx, cancel := context.WithCancel(ctx)

@@ -72,10 +72,12 @@ func overlap(a, b []netip.Prefix) bool {
 }
 
 // encapFor decides whether ESP goes inside UDP. Only two hosts on one network
-// do without: everywhere else a NAT or a firewall would drop protocol 50.
+// do without: everywhere else a NAT or a firewall would drop protocol 50. As
+// long as the path is not known the answer is no, since either side's yes makes
+// both encapsulate, and the initiator knows the path.
 func encapFor(path wire.Path, locals []netip.Prefix) bool {
 	if path.Kind != wire.PathHost {
-		return true
+		return path.Kind != ""
 	}
 	return !slices.ContainsFunc(locals, func(p netip.Prefix) bool {
 		return p.Addr() == path.Local.Addr() && p.Contains(path.Remote.Addr())
@@ -104,18 +106,17 @@ func localPrefixes() []netip.Prefix {
 // peer counts the bytes when it decrypts them.
 const probePort = 9
 
-// probeAddrs picks the ends of a probe that the tunnel's selectors match: from
-// an address of this node inside its own subnets (or its node subnets) to the
-// first address of the peer's.
+// probeAddrs picks the ends of a probe that the selectors of one of the tunnel's
+// children match: an address of this node, and the first one of the peer's.
 func probeAddrs(self, peer wire.Endpoint, locals []netip.Prefix) (from netip.Addr, to netip.AddrPort, ok bool) {
-	if len(peer.Subnets) == 0 {
-		return from, to, false
-	}
-	to = netip.AddrPortFrom(peer.Subnets[0].Addr().Next(), probePort)
-	for _, subnets := range [][]netip.Prefix{self.Subnets, self.NodeSubnets} {
+	for _, c := range children(self, peer) {
+		first := c.RemoteTS[0].Addr()
+		if !c.RemoteTS[0].IsSingleIP() {
+			first = first.Next()
+		}
 		for _, l := range locals {
-			if l.Addr().Is4() == to.Addr().Is4() && slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Contains(l.Addr()) }) {
-				return l.Addr(), to, true
+			if l.Addr().Is4() == first.Is4() && slices.ContainsFunc(c.LocalTS, func(p netip.Prefix) bool { return p.Contains(l.Addr()) }) {
+				return l.Addr(), netip.AddrPortFrom(first, probePort), true
 			}
 		}
 	}

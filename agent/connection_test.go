@@ -66,7 +66,7 @@ func TestConnection(t *testing.T) {
 	punched := onLAN
 	punched.RemoteAddrs, punched.RemotePort, punched.Encap = []string{"203.0.113.2"}, 50123, true
 	prepared := onLAN
-	prepared.LocalAddrs, prepared.RemoteAddrs, prepared.Encap = nil, []string{"%any"}, true
+	prepared.LocalAddrs, prepared.RemoteAddrs, prepared.Encap = nil, []string{"%any"}, false
 	defaultPort := articleConnector
 	defaultPort.Port = 0
 	toDefaultPort := toConnector
@@ -155,7 +155,7 @@ func TestEncapFor(t *testing.T) {
 		{"the network of another address of ours", lanPath, prefixList("10.22.46.99/24"), true},
 		{"a /32 address", lanPath, prefixList("10.22.46.30/32"), true},
 		{"connector", wire.Path{Kind: wire.PathPublic}, articleLAN, true},
-		{"nothing known", wire.Path{}, nil, true},
+		{"not known yet: the initiator decides", wire.Path{}, articleLAN, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -176,6 +176,10 @@ func TestProbeAddrs(t *testing.T) {
 	}{
 		{"pod address first", articleEdge1, articleEdge2, prefixList("10.22.46.30/24", "10.233.66.1/24"), "10.233.66.1", "10.233.67.1:9"},
 		{"node address else", articleEdge1, articleEdge2, prefixList("127.0.0.1/8", "10.22.46.30/24"), "10.22.46.30", "10.233.67.1:9"},
+		{"a single address is its own first", wire.Endpoint{Subnets: prefixList("10.1.0.1/32")}, wire.Endpoint{Subnets: prefixList("10.2.0.1/32")},
+			prefixList("10.1.0.1/32"), "10.1.0.1", "10.2.0.1:9"},
+		{"a node address that no child has", wire.Endpoint{Subnets: prefixList("10.1.0.0/24"), NodeSubnets: prefixList("192.168.1.2/32")},
+			wire.Endpoint{Subnets: prefixList("10.2.0.0/24"), NodeSubnets: prefixList("192.168.1.2/32")}, prefixList("192.168.1.2/24"), "", ""},
 		{"no address inside", articleEdge1, articleEdge2, prefixList("127.0.0.1/8", "192.168.9.9/24"), "", ""},
 		{"peer without subnets", articleEdge1, wire.Endpoint{}, articleLAN, "", ""},
 		{"families do not mix", articleEdge1, v6, prefixList("10.233.66.1/24"), "", ""},

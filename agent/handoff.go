@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"errors"
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/bodkin-net/bodkin/agent/charon"
@@ -18,6 +20,9 @@ const (
 	idlePoll = time.Second
 	// initiateAgain is between initiations that the peer's charon refuses.
 	initiateAgain = 300 * time.Millisecond
+	// takeOver is when the controlled side initiates by itself: twice what the
+	// controlling side takes to drop an old tunnel and initiate a new one.
+	takeOver = 2 * reuseTimeout
 	// reassurances are the probes after our own confirmation, for the peer
 	// whose CHILD SA was installed after our earlier ones had arrived.
 	reassurances     = 5
@@ -35,7 +40,7 @@ func (r *run) establish(ctx context.Context, path wire.Path) error {
 		return err
 	}
 	seen := bytesIn(sas)
-	if measure(sas, path, nil).installed {
+	if self, peer := r.shared.id.endpoint, r.peer.Endpoint; len(missing(sas, path, children(self, peer))) == 0 {
 		rctx, cancel := context.WithTimeout(ctx, reuseTimeout)
 		err := r.confirm(rctx, path, seen, nil)
 		cancel()
@@ -124,6 +129,8 @@ func (r *run) load(ctx context.Context, path wire.Path) error {
 	encap := r.encap || encapFor(path, localPrefixes())
 	c := connection(r.shared.id.endpoint, r.peer.Endpoint, r.peer.Plan, r.peer.Role, path, encap)
 	c.CertPEM = r.shared.id.credentials.CertPEM
+	// charon may trust other authorities for other purposes.
+	c.CAPEMs = r.shared.id.credentials.CAPEMs
 	if err := r.shared.charonReady.wait(ctx); err != nil {
 		return failf("charon is not reachable")
 	}
@@ -150,11 +157,12 @@ func sameEnds(sa charon.SA, path wire.Path) bool {
 }
 
 // confirm waits until a CHILD SA on path has let in more bytes than seen says.
-// The initiating side calls again when charon has given up by itself, as it
-// does at once when the peer's charon was not ready.
+// As long as charon has no SA it calls again every now and then (see
+// initiatesAfter).
 func (r *run) confirm(ctx context.Context, path wire.Path, seen map[charon.ChildID]uint64, again func(context.Context) error) error {
 	last := progress{}
 	initiated := time.Now()
+	probePause := confirmPoll // doubles while nothing comes: the peer may be long away
 	for {
 		sas, err := r.sas(ctx)
 		if err == nil {
@@ -162,7 +170,8 @@ func (r *run) confirm(ctx context.Context, path wire.Path, seen map[charon.Child
 			if last.bytes {
 				return nil
 			}
-			if len(sas) == 0 && again != nil && r.peer.Role == wire.Controlling && time.Since(initiated) >= initiateAgain {
+			after, may := initiatesAfter(r.peer.Role, path)
+			if len(sas) == 0 && again != nil && may && time.Since(initiated) >= after {
 				initiated = time.Now()
 				if err := again(ctx); err != nil {
 					return err
@@ -175,13 +184,15 @@ func (r *run) confirm(ctx context.Context, path wire.Path, seen map[charon.Child
 		}
 		if last.installed {
 			probe(r.shared.id.endpoint, r.peer.Endpoint)
-			poll = confirmPoll
+			poll = probePause
+			probePause = min(2*probePause, idlePoll)
 		}
 		t := time.NewTimer(poll)
 		select {
 		case <-t.C:
 		case <-r.wake:
 			t.Stop()
+			probePause = confirmPoll
 		case <-ctx.Done():
 			t.Stop()
 			return &failure{reason: last.reason(r.peer.Role), plainESP: last.plain}
@@ -189,11 +200,47 @@ func (r *run) confirm(ctx context.Context, path wire.Path, seen map[charon.Child
 	}
 }
 
+// initiatesAfter is how long charon may be without any SA before this side
+// initiates, if it may at all.
+//
+// The controlling side has initiated, and charon gives up at once when the
+// peer's was not ready. The controlled side waits to be called, but not for
+// ever: a charon that was killed leaves its SAs in the kernel, traffic goes on,
+// and the controlling side rightly keeps a tunnel that only the controlled
+// side's new charon knows nothing of.
+func initiatesAfter(role wire.Role, path wire.Path) (time.Duration, bool) {
+	if role == wire.Controlling {
+		return initiateAgain, true
+	}
+	return takeOver, path.Remote.IsValid()
+}
+
 // progress is how far a handoff has come.
 type progress struct {
 	ike, installed, bytes bool
 	// plain: the CHILD SA that lets nothing in is ESP without UDP.
 	plain bool
+}
+
+// missing are the children without an installed CHILD SA of their selectors on
+// path. A tunnel whose node has gained or lost a subnet since is not complete.
+func missing(sas []charon.SA, path wire.Path, want []charon.Child) []charon.Child {
+	return slices.DeleteFunc(slices.Clone(want), func(c charon.Child) bool {
+		return slices.ContainsFunc(sas, func(sa charon.SA) bool {
+			return usable(sa) && sameEnds(sa, path) && slices.ContainsFunc(sa.Children, func(is charon.ChildSA) bool {
+				return is.Name == c.Name && (is.State == charon.StateInstalled || is.State == charon.StateRekeying) &&
+					sameSelectors(is.LocalTS, c.LocalTS) && sameSelectors(is.RemoteTS, c.RemoteTS)
+			})
+		})
+	})
+}
+
+// sameSelectors compares sets: charon keeps no order.
+func sameSelectors(is []charon.Selector, want []netip.Prefix) bool {
+	return len(is) == len(want) && !slices.ContainsFunc(is, func(s charon.Selector) bool {
+		p, ok := s.Prefix()
+		return !ok || !slices.Contains(want, p)
+	})
 }
 
 // measure reads a handoff's progress off charon's SAs.

@@ -2,8 +2,10 @@ package agent
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/bodkin-net/bodkin/agent/charon"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
@@ -77,6 +79,73 @@ func TestMeasure(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := measure(tt.sas, path1, tt.seen); got != tt.want {
 				t.Errorf("measure = %+v; want %+v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestInitiatesAfter(t *testing.T) {
+	tests := []struct {
+		name string
+		role wire.Role
+		path wire.Path
+		want time.Duration
+		may  bool
+	}{
+		{"the initiator again", wire.Controlling, path1, initiateAgain, true},
+		{"to the connector", wire.Controlling, wire.Path{Kind: wire.PathPublic}, initiateAgain, true},
+		{"the responder, once it is clear that nobody calls", wire.Controlled, path1, takeOver, true},
+		{"the connector, which does not know where the edge is", wire.Controlled, wire.Path{Kind: wire.PathPublic}, 0, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, may := initiatesAfter(tt.role, tt.path)
+			if may != tt.may || may && got != tt.want {
+				t.Errorf("initiatesAfter = %v, %v; want %v, %v", got, may, tt.want, tt.may)
+			}
+		})
+	}
+}
+
+// A tunnel is complete when each child is installed with the selectors it shall
+// have now: not with those of a subnet that has come or gone since.
+func TestMissing(t *testing.T) {
+	want := []charon.Child{
+		{Name: "b-p2p", LocalTS: prefixList("10.1.0.0/24"), RemoteTS: prefixList("10.2.0.0/24", "10.3.0.0/24")},
+		{Name: "b-n2p", LocalTS: prefixList("192.168.1.2/32"), RemoteTS: prefixList("10.2.0.0/24", "10.3.0.0/24")},
+	}
+	p2p := charon.ChildSA{Name: "b-p2p", State: charon.StateInstalled,
+		LocalTS: []charon.Selector{"10.1.0.0/24"}, RemoteTS: []charon.Selector{"10.3.0.0/24", "10.2.0.0/24"}}
+	n2p := p2p
+	n2p.Name, n2p.LocalTS = "b-n2p", []charon.Selector{"192.168.1.2/32"}
+	changed := func(change func(*charon.ChildSA)) charon.ChildSA { c := n2p; change(&c); return c }
+	tests := []struct {
+		name     string
+		children []charon.ChildSA
+		want     int
+	}{
+		{"all there, in another order", []charon.ChildSA{n2p, p2p}, 0},
+		{"none", nil, 2},
+		{"one gone", []charon.ChildSA{p2p}, 1},
+		{"one being rekeyed", []charon.ChildSA{p2p, changed(func(c *charon.ChildSA) { c.State = charon.StateRekeying })}, 0},
+		{"one being deleted", []charon.ChildSA{p2p, changed(func(c *charon.ChildSA) { c.State = charon.StateDeleting })}, 1},
+		{"a subnet more since", []charon.ChildSA{p2p, changed(func(c *charon.ChildSA) { c.RemoteTS = c.RemoteTS[:1] })}, 1},
+		{"a subnet less since", []charon.ChildSA{p2p, changed(func(c *charon.ChildSA) {
+			c.RemoteTS = append(slices.Clone(c.RemoteTS), "10.4.0.0/24")
+		})}, 1},
+		{"another subnet since", []charon.ChildSA{p2p, changed(func(c *charon.ChildSA) {
+			c.RemoteTS = []charon.Selector{"10.2.0.0/24", "10.4.0.0/24"}
+		})}, 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			sa := charon.SA{State: charon.StateEstablished, Remote: path1.Remote, Local: path1.Local, Children: tt.children}
+			if got := missing([]charon.SA{sa}, path1, want); len(got) != tt.want {
+				t.Errorf("missing %v, want %d", got, tt.want)
+			}
+			sa.Remote = netip.MustParseAddrPort("198.51.100.9:4500")
+			if got := missing([]charon.SA{sa}, path1, want); len(got) != len(want) {
+				t.Errorf("on another path: missing %v, want all", got)
 			}
 		})
 	}

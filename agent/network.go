@@ -34,7 +34,7 @@ func (d *Daemon) watchNetwork(ctx context.Context, up *linkUp) (stop func()) {
 	d.look = make(chan struct{}, 1)
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
-	w := &networkWatch{port: d.port, dialer: markedDialer(d.cfg.Mark), out: d.netEvents, look: d.look}
+	w := &networkWatch{port: d.port, dialer: outsideDialer(d.cfg.Mark, d.id.endpoint.Subnets), out: d.netEvents, look: d.look}
 	w.cred = punch.STUNCredential{Username: up.welcome.STUNUsername, Password: up.welcome.STUNPassword}
 	for i := range w.servers {
 		w.servers[i] = netip.AddrPortFrom(up.server, up.welcome.STUNPorts[i%len(up.welcome.STUNPorts)])
@@ -144,6 +144,15 @@ func (d *Daemon) networkEvent(n network) {
 		}
 		d.sessionAddr = n.mapped.Addr()
 	}
+	if old := d.net.mapped; old.IsValid() && n.mapped.IsValid() && old.Addr() != n.mapped.Addr() {
+		// Whatever was punched from the old address is probably dead, too.
+		for _, r := range d.runs {
+			select {
+			case r.hurry <- struct{}{}:
+			default:
+			}
+		}
+	}
 	if !n.discovered {
 		n.nat = d.net.nat
 		d.log.Info("observed", "mapped", n.mapped)
@@ -152,4 +161,5 @@ func (d *Daemon) networkEvent(n network) {
 		d.send(&wire.Network{Candidates: d.hosts(), NAT: n.nat})
 	}
 	d.net = n
+	d.localNAT.Store(&n.nat)
 }

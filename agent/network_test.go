@@ -81,7 +81,7 @@ func watch(t *testing.T, local string, servers [2]netip.AddrPort) <-chan network
 	}
 	out := make(chan network)
 	ctx, cancel := context.WithCancel(t.Context())
-	w := &networkWatch{port: port, servers: servers, dialer: markedDialer(0), out: out}
+	w := &networkWatch{port: port, servers: servers, dialer: outsideDialer(0, nil), out: out}
 	var running sync.WaitGroup
 	running.Go(func() { w.run(ctx) })
 	t.Cleanup(func() {

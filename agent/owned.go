@@ -121,14 +121,15 @@ func (o *owned) drop(name string) error {
 	return o.save(ownedState{StoreIDs: ids})
 }
 
-// save replaces the file in one step. What could not be written does not count.
+// save replaces the file in one step, also across a power cut. What could not
+// be written does not count.
 func (o *owned) save(state ownedState) error {
 	b, err := json.MarshalIndent(state, "", "  ")
 	if err != nil {
 		return err
 	}
 	tmp := o.path + ".new"
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+	if err := writeSynced(tmp, b); err != nil {
 		return failf("stateDir: %v", err)
 	}
 	if err := os.Rename(tmp, o.path); err != nil {
@@ -136,4 +137,15 @@ func (o *owned) save(state ownedState) error {
 	}
 	o.state = state
 	return nil
+}
+
+// writeSynced writes a file whose bytes are on the disk when it returns: a
+// rename may otherwise overtake them, and leave an empty file.
+func writeSynced(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Sync(), f.Close())
 }

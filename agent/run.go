@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bodkin-net/bodkin/agent/charon"
@@ -27,6 +28,8 @@ const (
 	// carriesInterval is between looks at a tunnel whose peer has no agent:
 	// the interval of consent, which the look stands in for.
 	carriesInterval = 30 * time.Second
+	// charonPatience is for a charon that is just restarting.
+	charonPatience = 3 * time.Second
 	// charonRetry: charon restarts in a second or two.
 	charonRetry = 250 * time.Millisecond
 )
@@ -52,10 +55,12 @@ type run struct {
 	started time.Time
 	log     *slog.Logger
 	shared  *shared
-	// trickle brings candidates that came after the order.
-	trickle chan []wire.Candidate
+	// trickle brings what became known of the peer after the order.
+	trickle chan *wire.Trickle
 	// wake says that charon reported something about this connection.
 	wake chan struct{}
+	// hurry says that the path may have gone: check it now.
+	hurry chan struct{}
 	// background is what the run started beside itself.
 	background sync.WaitGroup
 }
@@ -68,7 +73,7 @@ type shared struct {
 	// charonReady is open while charon is there with our credentials in it.
 	charonReady *gate
 	port        *punch.Port
-	localNAT    func() wire.NAT
+	localNAT    *atomic.Pointer[wire.NAT]
 	events      chan<- runEvent
 }
 
@@ -184,27 +189,41 @@ func (r *run) prepare(ctx context.Context) <-chan error {
 
 // claim makes the connection's name ours, once charon can be asked whose it is.
 func (r *run) claim(ctx context.Context) error {
-	if r.shared.charonReady.wait(ctx) != nil {
-		return failf("charon is not reachable")
+	wait, cancel := context.WithTimeout(ctx, charonPatience)
+	defer cancel()
+	if r.shared.charonReady.wait(wait) != nil {
+		return failf("charon is not reachable: is strongSwan running on this node?")
 	}
 	return r.shared.owned.claim(ctx, r.shared.vici, r.name, r.storeID)
 }
 
 func (r *run) firstPath(ctx context.Context, session *punch.Session) (wire.Path, error) {
+	remote := r.order.RemoteNAT
 	timeout := time.NewTimer(punchTimeout)
 	defer timeout.Stop()
 	for {
 		select {
 		case p := <-session.Paths():
 			return wirePath(p), nil
-		case cs := <-r.trickle:
-			r.addRemotes(session, cs)
+		case t := <-r.trickle:
+			r.addRemotes(session, t.Candidates)
+			if t.RemoteNAT != nil {
+				remote = *t.RemoteNAT
+			}
 		case <-timeout.C:
-			return wire.Path{}, failf("%s", punch.Explain(punchNAT(r.shared.localNAT()), punchNAT(r.order.RemoteNAT), session.Checked()))
+			return wire.Path{}, failf("%s", punch.Explain(r.natHere(), punchNAT(remote), session.Checked()))
 		case <-ctx.Done():
 			return wire.Path{}, ctx.Err()
 		}
 	}
+}
+
+// natHere is what is known of this node's NAT by now.
+func (r *run) natHere() punch.NAT {
+	if n := r.shared.localNAT.Load(); n != nil {
+		return punchNAT(*n)
+	}
+	return punch.NAT{}
 }
 
 func (r *run) addRemotes(session *punch.Session, cs []wire.Candidate) {
@@ -251,6 +270,8 @@ func (r *run) monitor(ctx context.Context, session *punch.Session, path wire.Pat
 				return &better, nil
 			}
 		case <-r.trickle: // the path is chosen
+		case <-r.hurry:
+			session.CheckNow()
 		case err := <-done:
 			return nil, failf("the path to %s went silent: %v", path.Remote, err)
 		}

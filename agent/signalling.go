@@ -82,10 +82,15 @@ func (d *Daemon) message(ctx context.Context, m wire.Message) {
 		for _, r := range d.runs {
 			if r.order != nil && r.order.Attempt == m.Attempt {
 				select {
-				case r.trickle <- m.Candidates:
+				case r.trickle <- m:
 				default:
 				}
 			}
+		}
+	case *wire.Retry:
+		if t := d.tunnels[m.Peer]; t != nil {
+			d.log.Info("the peer has lost the tunnel", "peer", m.Peer, "reason", m.Reason)
+			d.perform(ctx, t, t.doubted(now, d.nextRun()))
 		}
 	case *wire.Cancel:
 		for _, t := range d.tunnels {

@@ -205,10 +205,15 @@ func (t *tunnel) lost(now time.Time, run runID, reason string) []effect {
 // gone: charon has no SA of this tunnel any more, or charon itself has gone.
 func (t *tunnel) gone(now time.Time, reason string) []effect {
 	if !t.standing {
-		return nil
+		if t.run != 0 && t.order == nil {
+			// A run that waits for the peer has lost the connection it loaded.
+			t.do(stop{})
+			t.ended(now, reason)
+		}
+		return t.flush()
 	}
 	t.standing = false
-	if !t.monitored {
+	if !t.monitored && t.order != nil {
 		// The run, if there is one, is still on its way to a tunnel of its
 		// own: a report in its attempt's name would end that.
 		t.do(tell{&wire.Report{Peer: t.name(), Outcome: wire.OutcomeLost, Reason: reason}})
@@ -216,8 +221,25 @@ func (t *tunnel) gone(now time.Time, reason string) []effect {
 		return t.flush()
 	}
 	t.tell(wire.OutcomeLost, wire.Path{}, reason, 0)
-	t.do(stop{})
+	if t.run != 0 {
+		t.do(stop{})
+	}
 	t.ended(now, reason)
+	return t.flush()
+}
+
+// charonBack: what failed without charon need not wait any longer.
+func (t *tunnel) charonBack(now time.Time) {
+	if t.run == 0 && !t.retryAt.IsZero() {
+		t.tries, t.retryAt = 0, now
+	}
+}
+
+// doubted: the other end says that the tunnel is gone. A new run finds out.
+func (t *tunnel) doubted(now time.Time, run runID) []effect {
+	if t.peer.Plan == wire.PlanPublic {
+		t.start(now, run, nil)
+	}
 	return t.flush()
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -331,5 +332,41 @@ func TestTunnelBeginCarriesStore(t *testing.T) {
 	want := []effect{begin{run: 1, peer: icePeer, order: orderFor(icePeer, "a1"), storeID: "new"}}
 	if got := tun.ordered(t0, orderFor(icePeer, "a1"), 1); !reflect.DeepEqual(got, want) {
 		t.Errorf("effects %+v; want %+v", got, want)
+	}
+}
+
+// A public run that waits for its peer has its connection in charon: when charon
+// goes, the run starts again.
+func TestWaitingPublicRunFollowsCharon(t *testing.T) {
+	runs := runID(0)
+	next := func() runID { runs++; return runs }
+	edge := wire.Peer{Endpoint: wire.Endpoint{Name: "beijing.edge1"}, Plan: wire.PlanPublic, Role: wire.Controlled}
+	tun := newTunnel(edge, "store", t0)
+	if got := brief(tun.wanted(t0, edge, "store", next)); !strings.HasPrefix(got, "begin") {
+		t.Fatalf("wanted: %q", got)
+	}
+	if got := brief(tun.gone(t0, "charon stopped")); got != "stop" {
+		t.Errorf("charon gone: %q, want the run stopped, and nothing reported lost", got)
+	}
+	tun.charonBack(t0)
+	if got := brief(tun.due(t0, next)); !strings.HasPrefix(got, "begin") {
+		t.Errorf("charon back: %q, want a new run at once", got)
+	}
+}
+
+// The other end's word starts a run that finds out; the tunnel stays until then.
+func TestDoubted(t *testing.T) {
+	runs := runID(0)
+	next := func() runID { runs++; return runs }
+	connector := wire.Peer{Endpoint: wire.Endpoint{Name: "beijing.connector"}, Plan: wire.PlanPublic, Role: wire.Controlling}
+	tun := newTunnel(connector, "store", t0)
+	tun.wanted(t0, connector, "store", next)
+	tun.direct(t0, tun.run, wire.Path{Kind: wire.PathPublic}, time.Second)
+	if got := brief(tun.doubted(t0, next())); !strings.HasPrefix(got, "stop; begin") || !tun.standing {
+		t.Errorf("doubted: %q, standing %v", got, tun.standing)
+	}
+	punched := newTunnel(wire.Peer{Endpoint: wire.Endpoint{Name: "beijing.edge2"}, Plan: wire.PlanICE}, "store", t0)
+	if got := punched.doubted(t0, next()); len(got) != 0 {
+		t.Errorf("a punched tunnel, whose next order tells: %v", got)
 	}
 }

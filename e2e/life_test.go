@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -192,7 +194,7 @@ func addStranger(ctx context.Context, t *testing.T, n *Node) string {
 func TestCharonRestart(t *testing.T) {
 	ctx, c := start(t, ClusterOptions{})
 	a, b, d := trio(ctx, t, c)
-	for _, n := range []*Node{a, b} { // the initiator and the responder of the pair
+	for _, n := range []*Node{a, b, c.Connector} { // initiator, responder, and whom both have a tunnel with
 		n.KillCharon()
 		must(t, c.until(ctx, "the agent sees that charon is gone", func() (bool, error) {
 			s, err := n.Status(ctx)
@@ -201,7 +203,7 @@ func TestCharonRestart(t *testing.T) {
 		_, err := n.StartCharon(lab.CharonOptions{})
 		must(t, err)
 		must(t, c.until(ctx, "all tunnels of "+n.Name+" are direct again", func() (bool, error) {
-			for _, p := range [][2]*Node{{a, b}, {n, d}, {n, c.Connector}} {
+			for _, p := range [][2]*Node{{a, b}, {a, d}, {b, d}, {a, c.Connector}, {b, c.Connector}} {
 				if res, err := p[0].PingPod(ctx, p[1], 1, time.Second); err != nil || res.Lost() > 0 {
 					return false, err
 				}
@@ -209,7 +211,76 @@ func TestCharonRestart(t *testing.T) {
 			return true, nil
 		}))
 		direct(ctx, t, c, a, b)
-		direct(ctx, t, c, n, d)
+		direct(ctx, t, c, a, c.Connector)
+		direct(ctx, t, c, b, c.Connector)
+	}
+}
+
+// TestWaitingConnector: the connector's charon restarts while an edge is away;
+// the edge gets its tunnel when it comes back.
+func TestWaitingConnector(t *testing.T) {
+	ctx, c := start(t, ClusterOptions{})
+	a, _ := edge(ctx, t, c, "edge1", lab.PortRestricted)
+	must(t, c.WaitOnline(ctx, c.Connector, a))
+	direct(ctx, t, c, a, c.Connector)
+	a.Agent().Kill()
+	a.KillCharon()
+	c.Connector.KillCharon()
+	_, err := c.Connector.StartCharon(lab.CharonOptions{})
+	must(t, err)
+	_, err = a.StartCharon(lab.CharonOptions{})
+	must(t, err)
+	must(t, a.StartAgent(ctx))
+	must(t, c.until(ctx, "pings pass again", func() (bool, error) {
+		res, err := a.PingPod(ctx, c.Connector, 1, time.Second)
+		return err == nil && res.Lost() == 0, err
+	}))
+}
+
+// TestChildLost: a CHILD SA that ends while others of its tunnel stand comes back.
+func TestChildLost(t *testing.T) {
+	ctx, c := start(t, ClusterOptions{})
+	a, b, _ := trio(ctx, t, c)
+	if out, err := b.Swanctl(ctx, "--terminate", "--child", a.Name+"-p2p"); err != nil {
+		t.Fatal(err, out)
+	}
+	must(t, c.until(ctx, "pod traffic passes again", func() (bool, error) {
+		res, err := a.PingPod(ctx, b, 1, 100*time.Millisecond)
+		return err == nil && res.Lost() == 0, err
+	}))
+}
+
+// TestSubnetAdded: what a node gains is in the tunnel after its agent's restart.
+func TestSubnetAdded(t *testing.T) {
+	ctx, c := start(t, ClusterOptions{})
+	a, b, _ := trio(ctx, t, c)
+	added := netip.MustParsePrefix("10.233.99.0/24")
+	must(t, a.AddAddress(netip.PrefixFrom(added.Addr().Next(), 24)))
+	conf, err := os.ReadFile(a.config)
+	must(t, err)
+	with := strings.Replace(string(conf), "subnets: ["+a.Subnet.String(), "subnets: ["+a.Subnet.String()+", "+added.String(), 1)
+	must(t, os.WriteFile(a.config, []byte(with), 0o600))
+	must(t, a.Agent().Stop(ctx))
+	must(t, a.StartAgent(ctx))
+	must(t, c.until(ctx, "the added subnet is reachable", func() (bool, error) {
+		res, err := b.Ping(ctx, added.Addr().Next(), 1, 100*time.Millisecond, b.Pod)
+		return err == nil && res.Lost() == 0, err
+	}))
+	pings(ctx, t, a, b)
+}
+
+// TestReasonFromTheStart: the first failure names the true reason, although the
+// NATs were not known when the attempt began.
+func TestReasonFromTheStart(t *testing.T) {
+	ctx, c := start(t, ClusterOptions{})
+	names := []*Node{{Name: "beijing.edge1"}, {Name: "beijing.edge2"}}
+	must(t, c.Apply(ctx, "all-edges", names...))
+	a, _ := edge(ctx, t, c, "edge1", lab.Symmetric)
+	b, _ := edge(ctx, t, c, "edge2", lab.PortRestricted)
+	p, err := c.WaitPair(ctx, a, b, func(p *Pair) bool { return p.Failed() })
+	must(t, err)
+	if p.Attempts != 1 || !strings.Contains(p.Reason, "symmetric") {
+		t.Errorf("after %d attempts the reason is %q, want the symmetric NAT named after the first", p.Attempts, p.Reason)
 	}
 }
 

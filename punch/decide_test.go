@@ -57,7 +57,7 @@ func TestHostCandidates(t *testing.T) {
 		ifc("wan0", "198.51.100.4"),
 		ifc("br0", "192.168.2.1", "192.168.1.10"),
 		ifc("cni0", "10.10.1.1"), ifc("flannel.1", "10.10.1.0"), ifc("tunl0", "10.11.0.1"), ifc("docker0", "172.17.0.1"),
-		ifc("br-0a1b2c", "172.18.0.1"), ifc("kube-ipvs0", "10.96.0.1"), ifc("ipsec0", "10.12.0.1"), ifc("wg0", "10.13.0.1"),
+		ifc("br-0a1b2c3d4e5f", "172.18.0.1"), ifc("kube-ipvs0", "10.96.0.1"), ifc("ipsec0", "10.12.0.1"), ifc("wg0", "10.13.0.1"),
 		ifc("wwan0", "10.10.5.5", "100.64.3.3"),
 	}
 	want := []netip.AddrPort{

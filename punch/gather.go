@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -36,7 +37,6 @@ var virtualInterfaces = []struct{ prefix, reason string }{
 	{"vxlan", "VXLAN overlay"},
 	{"veth", "container link"},
 	{"docker", "Docker bridge"},
-	{"br-", "Docker network"},
 	{"podman", "Podman bridge"},
 	{"virbr", "libvirt network"},
 	{"vnet", "virtual machine link"},
@@ -82,7 +82,13 @@ func HostCandidates(ifaces []Interface, exclude []netip.Prefix, port uint16) []n
 	return out
 }
 
+// dockerNetwork is br- and twelve hex digits; a router's own LAN can be br-lan.
+var dockerNetwork = regexp.MustCompile(`^br-[0-9a-f]{12}$`)
+
 func isVirtual(name string) bool {
+	if dockerNetwork.MatchString(name) {
+		return true
+	}
 	for _, v := range virtualInterfaces {
 		if strings.HasPrefix(name, v.prefix) {
 			return true

@@ -225,6 +225,9 @@ func (c *coordinator) Online(now time.Time, hello *wire.Hello, delay time.Durati
 		t, ok := standing[p.other(name)]
 		p.sides[p.index(name)] = side{told: true, direct: ok, monitored: ok && t.Monitored, path: t.Path}
 		c.abandon(p, name, string(name)+" started a new session")
+		if !ok {
+			c.suggestRetry(p, 1-p.index(name), string(name)+" has no tunnel")
+		}
 		c.reset(now, p)
 		c.settle(now, p)
 	}
@@ -384,9 +387,18 @@ func (c *coordinator) Report(now time.Time, from wire.NodeName, r *wire.Report) 
 		}
 		p.sides[i] = side{told: true}
 		p.failure = reason
+		c.suggestRetry(p, 1-i, reason)
 	}
 	c.settle(now, p)
 	return c.flush()
+}
+
+// suggestRetry tells an end that believes in a tunnel without attempts that the
+// other end has none. Where there are attempts, the next one tells it.
+func (c *coordinator) suggestRetry(p *pair, end int, reason string) {
+	if name := p.names[end]; c.plan(p) == wire.PlanPublic && p.sides[end].direct && c.online(name) {
+		c.do(send{name, &wire.Retry{Peer: p.names[1-end], Reason: wire.Clip(reason)}})
+	}
 }
 
 // fail ends the running attempt, tells the sides other than from, and sets the

@@ -379,3 +379,26 @@ func TestForget(t *testing.T) {
 	}
 	m.wantPair(edge1, edge2, Down, false, "beijing.edge2 has never been online")
 }
+
+// An end of a connector's tunnel that believes in it is told when the other has
+// lost it; of a punched pair the next order tells.
+func TestRetryIsSuggested(t *testing.T) {
+	m := newMachine(t, community("all", edge1, edge2))
+	m.join(connector, edge1, edge2)
+	m.connect(edge1, edge2)
+	m.report(edge1, connector, wire.OutcomeDirect, "")
+	m.report(connector, edge1, wire.OutcomeDirect, "")
+	got := sent[*wire.Retry](t, m.report(connector, edge1, wire.OutcomeLost, ""))
+	if len(got) != 1 || got[edge1] == nil || got[edge1].Peer != connector || got[edge1].Reason == "" {
+		t.Errorf("lost at the connector: %v, want edge1 told", got)
+	}
+	if got := sent[*wire.Retry](t, m.report(connector, edge1, wire.OutcomeDirect, "")); len(got) != 0 {
+		t.Errorf("direct again: %v", got)
+	}
+	if got := sent[*wire.Retry](t, m.hello(connector)); len(got) != 1 || got[edge1] == nil {
+		t.Errorf("the connector comes back without the tunnel: %v, want edge1 told", got)
+	}
+	if got := sent[*wire.Retry](t, m.report(edge1, edge2, wire.OutcomeLost, "")); len(got) != 0 {
+		t.Errorf("a punched pair: %v", got)
+	}
+}

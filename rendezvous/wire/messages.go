@@ -196,6 +196,14 @@ type Cancel struct {
 	Reason  string    `json:"reason"`
 }
 
+// Retry tells that the other end of a tunnel without attempts (PlanPublic) has
+// lost it: this end has to see for itself, since its charon would take minutes
+// to notice.
+type Retry struct {
+	Peer   NodeName `json:"peer"`
+	Reason string   `json:"reason"`
+}
+
 // Outcome is what an agent reports of an attempt or of a tunnel.
 type Outcome string
 
@@ -254,6 +262,9 @@ func (*Trickle) Type() string { return "trickle" }
 
 // Type implements Message.
 func (*Cancel) Type() string { return "cancel" }
+
+// Type implements Message.
+func (*Retry) Type() string { return "retry" }
 
 // Type implements Message.
 func (*Bye) Type() string { return "bye" }

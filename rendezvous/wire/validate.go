@@ -296,4 +296,12 @@ func (c *Cancel) Validate() error {
 }
 
 // Validate implements Message.
+func (r *Retry) Validate() error {
+	if err := r.Peer.Validate(); err != nil {
+		return err
+	}
+	return validateText("reason", r.Reason)
+}
+
+// Validate implements Message.
 func (b *Bye) Validate() error { return validateText("reason", b.Reason) }

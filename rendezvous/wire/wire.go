@@ -41,7 +41,8 @@ var (
 )
 
 // Message is one of the protocol's messages: *Hello, *Network, *Report (agent
-// to rendezvous), *Welcome, *Peers, *Punch, *Trickle, *Cancel, *Bye
+// to rendezvous), *Welcome, *Peers, *Punch, *Trickle, *Cancel,
+// *Retry, *Bye
 // (rendezvous to agent).
 type Message interface {
 	// Type is the frame's "type".
@@ -74,6 +75,8 @@ func newMessage(typ string) Message {
 		return new(Trickle)
 	case "cancel":
 		return new(Cancel)
+	case "retry":
+		return new(Retry)
 	case "bye":
 		return new(Bye)
 	}
