@@ -25,7 +25,9 @@ type Status struct {
 	Local      []netip.AddrPort `json:"local"`
 	Mapped     netip.AddrPort   `json:"mapped,omitzero"`
 	NAT        wire.NAT         `json:"nat"`
-	Tunnels    []TunnelStatus   `json:"tunnels"`
+	// Listed: the rendezvous has said who the peers are since the agent started.
+	Listed  bool           `json:"listed"`
+	Tunnels []TunnelStatus `json:"tunnels"`
 }
 
 // ConnectionStatus is whether something the agent depends on is there.
@@ -56,7 +58,7 @@ func (d *Daemon) status() Status {
 		Node: d.id.endpoint.Name, Identity: d.id.endpoint.ID, Version: d.version,
 		Rendezvous: ConnectionStatus{Address: d.id.url, Connected: d.link != nil, Since: d.linkSince},
 		Charon:     ConnectionStatus{Address: d.cfg.VICISocket, Connected: d.charonUp},
-		Mapped:     d.net.mapped, NAT: d.net.nat, Tunnels: []TunnelStatus{},
+		Mapped:     d.net.mapped, NAT: d.net.nat, Listed: d.listed, Tunnels: []TunnelStatus{},
 	}
 	if d.linkErr != nil {
 		s.Rendezvous.Error = d.linkErr.Error()

@@ -63,7 +63,11 @@ func (r *run) establish(ctx context.Context, path wire.Path) error {
 		return err
 	}
 	// The new tunnel works; an SA over an older path would only linger until
-	// dead peer detection.
+	// dead peer detection. Which those are is asked anew: when the peer's mapping
+	// changes, charon moves an SA to the new path by itself.
+	if sas, err = r.sas(ctx); err != nil {
+		return err
+	}
 	r.destroy(ctx, sas, func(sa charon.SA) bool { return !sameEnds(sa, path) })
 	return nil
 }

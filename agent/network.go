@@ -63,6 +63,9 @@ func (w *networkWatch) run(ctx context.Context) {
 		if err == nil {
 			var mapped netip.AddrPort
 			mapped, err = punch.Mapped(ctx, w.port, from, w.servers, w.cred)
+			if err != nil {
+				err = fmt.Errorf("the rendezvous' STUN service does not answer: %w", err)
+			}
 			if err == nil && mapped != known {
 				known = mapped
 				w.emit(ctx, network{mapped: mapped})
@@ -74,7 +77,7 @@ func (w *networkWatch) run(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			known = netip.AddrPort{}
 			w.emit(ctx, network{
-				nat:        wire.NAT{Blocked: fmt.Sprintf("the rendezvous' STUN service does not answer: %v", err)},
+				nat:        wire.NAT{Blocked: err.Error()},
 				discovered: true,
 			})
 		}

@@ -60,6 +60,10 @@ func printStatus(w io.Writer, s agent.Status, now time.Time) error {
 	fmt.Fprintf(w, "charon      %s\n", connection(s.Charon, now))
 	fmt.Fprintf(w, "observed    %s\n", observed(s))
 	fmt.Fprintln(w)
+	if len(s.Tunnels) == 0 && !s.Listed {
+		fmt.Fprintln(w, "no peers known: the rendezvous has not been reached since the agent started")
+		return nil
+	}
 	if len(s.Tunnels) == 0 {
 		fmt.Fprintln(w, "no peers: no community names this node")
 		return nil

@@ -28,6 +28,7 @@ func goodStatus() agent.Status {
 		Local:      []netip.AddrPort{netip.MustParseAddrPort("10.22.46.30:4500")},
 		Mapped:     netip.MustParseAddrPort("203.0.113.7:41000"),
 		NAT:        wire.NAT{Present: true, Mapping: wire.EndpointIndependent},
+		Listed:     true,
 		Tunnels: []agent.TunnelStatus{
 			{Peer: "beijing.connector", State: "direct", Plan: wire.PlanPublic, Path: path(wire.PathPublic, "10.40.20.181:45000"),
 				Since: statusNow.Add(-time.Hour), TimeToDirectMs: 35},
@@ -42,12 +43,21 @@ func TestPrintStatus(t *testing.T) {
 	apart := goodStatus()
 	apart.Rendezvous = agent.ConnectionStatus{Address: "wss://r:7443/v1/agent", Error: "connection refused"}
 	apart.Charon = agent.ConnectionStatus{Address: "/run/charon.vici", Error: "no such file"}
-	apart.Mapped, apart.NAT, apart.Tunnels = netip.AddrPort{}, wire.NAT{}, nil
+	apart.Mapped, apart.NAT, apart.Listed, apart.Tunnels = netip.AddrPort{}, wire.NAT{}, false, nil
+	alone := goodStatus()
+	alone.Tunnels = nil
 	tests := []struct {
 		name   string
 		status agent.Status
 		want   string
 	}{
+		{"in no community", alone, `node        beijing.edge1 (C=CN, O=fabedge.io, CN=beijing.edge1)
+rendezvous  wss://10.40.20.181:7443/v1/agent, connected 1m30s ago
+charon      /var/run/charon.vici, connected
+observed    203.0.113.7[41000], NAT: endpoint-independent mapping, unknown filtering
+
+no peers: no community names this node
+`},
 		{"good", goodStatus(), `
 node        beijing.edge1 (C=CN, O=fabedge.io, CN=beijing.edge1)
 rendezvous  wss://10.40.20.181:7443/v1/agent, connected 1m30s ago
@@ -65,7 +75,7 @@ rendezvous  wss://r:7443/v1/agent, not connected: connection refused
 charon      /run/charon.vici, not connected: no such file
 observed    not yet
 
-no peers: no community names this node
+no peers known: the rendezvous has not been reached since the agent started
 `},
 	}
 	for _, tt := range tests {
@@ -153,6 +163,7 @@ func TestStatusJSON(t *testing.T) {
     "present": true,
     "mapping": "endpoint-independent"
   },
+  "listed": true,
   "tunnels": [
     {
       "peer": "beijing.edge2",
