@@ -40,7 +40,7 @@ func (r *run) establish(ctx context.Context, path wire.Path) error {
 		return err
 	}
 	seen := bytesIn(sas)
-	if self, peer := r.shared.id.endpoint, r.peer.Endpoint; len(missing(sas, path, children(self, peer))) == 0 {
+	if self, peer := r.shared.id.endpoint, r.peer.Endpoint; !r.fresh && len(missing(sas, path, children(self, peer))) == 0 {
 		rctx, cancel := context.WithTimeout(ctx, reuseTimeout)
 		err := r.confirm(rctx, path, seen, nil)
 		cancel()

@@ -41,6 +41,8 @@ type tunnel struct {
 
 	// plainFailed: ESP without UDP did not get through on the local network.
 	plainFailed bool
+	// doubt: the other end has lost the tunnel, and none has been made since.
+	doubt bool
 
 	reason string
 	// failure is why the last run or tunnel ended, until one succeeds.
@@ -65,6 +67,8 @@ type begin struct {
 	storeID string
 	// encap demands ESP in UDP where plain ESP would otherwise be used.
 	encap bool
+	// fresh demands another tunnel even where one seems to work.
+	fresh bool
 }
 
 // stop ends the current run. The tunnel stays.
@@ -128,7 +132,7 @@ func (t *tunnel) start(now time.Time, run runID, order *wire.Punch) {
 			t.reason += " again; before: " + t.failure
 		}
 	}
-	t.do(begin{run: run, peer: t.peer, order: order, storeID: t.storeID, encap: t.plainFailed})
+	t.do(begin{run: run, peer: t.peer, order: order, storeID: t.storeID, encap: t.plainFailed, fresh: t.doubt})
 }
 
 // ordered begins the attempt the rendezvous coordinates.
@@ -173,7 +177,7 @@ func (t *tunnel) direct(now time.Time, run runID, path wire.Path, elapsed time.D
 	if !t.standing {
 		t.since = now
 	}
-	t.standing, t.monitored, t.path, t.reason, t.failure = true, true, path, "", ""
+	t.standing, t.monitored, t.path, t.reason, t.failure, t.doubt = true, true, path, "", "", false
 	t.tries, t.timeToDirect = 0, elapsed
 	t.tell(wire.OutcomeDirect, path, "", elapsed)
 	return t.flush()
@@ -235,9 +239,12 @@ func (t *tunnel) charonBack(now time.Time) {
 	}
 }
 
-// doubted: the other end says that the tunnel is gone. A new run finds out.
+// doubted: the other end says that the tunnel is gone. A new run makes another;
+// bytes that still come prove nothing, since a charon that was killed leaves its
+// SAs in the kernel.
 func (t *tunnel) doubted(now time.Time, run runID) []effect {
 	if t.peer.Plan == wire.PlanPublic {
+		t.doubt = true
 		t.start(now, run, nil)
 	}
 	return t.flush()

@@ -195,6 +195,9 @@ func brief(effects []effect) string {
 			if e.encap {
 				s += " encap"
 			}
+			if e.fresh {
+				s += " fresh"
+			}
 		case tell:
 			s += string(e.report.Outcome)
 			if e.report.Attempt != "" || e.report.Outcome == wire.OutcomeLost {
@@ -354,7 +357,8 @@ func TestWaitingPublicRunFollowsCharon(t *testing.T) {
 	}
 }
 
-// The other end's word starts a run that finds out; the tunnel stays until then.
+// The other end's word starts a run that makes another tunnel; the old one stays
+// until then.
 func TestDoubted(t *testing.T) {
 	runs := runID(0)
 	next := func() runID { runs++; return runs }
@@ -362,8 +366,17 @@ func TestDoubted(t *testing.T) {
 	tun := newTunnel(connector, "store", t0)
 	tun.wanted(t0, connector, "store", next)
 	tun.direct(t0, tun.run, wire.Path{Kind: wire.PathPublic}, time.Second)
-	if got := brief(tun.doubted(t0, next())); !strings.HasPrefix(got, "stop; begin") || !tun.standing {
+	if got := brief(tun.doubted(t0, next())); !strings.HasPrefix(got, "stop; begin") || !strings.HasSuffix(got, "fresh") || !tun.standing {
 		t.Errorf("doubted: %q, standing %v", got, tun.standing)
+	}
+	tun.failed(t0, tun.run, "no answer", false)
+	if got := brief(tun.due(tun.retryAt, next)); !strings.HasSuffix(got, "fresh") {
+		t.Errorf("the next try: %q; want another tunnel still", got)
+	}
+	tun.direct(t0, tun.run, wire.Path{Kind: wire.PathPublic}, time.Second)
+	tun.wanted(t0, connector, "store", next)
+	if got := brief(tun.gone(t0, "charon restarted")) + brief(tun.due(tun.retryAt, next)); strings.Contains(got, "fresh") {
+		t.Errorf("after a new tunnel: %q; want no doubt", got)
 	}
 	punched := newTunnel(wire.Peer{Endpoint: wire.Endpoint{Name: "beijing.edge2"}, Plan: wire.PlanICE}, "store", t0)
 	if got := punched.doubted(t0, next()); len(got) != 0 {

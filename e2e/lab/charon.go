@@ -198,7 +198,7 @@ func (h *Host) writeCharonFiles(opts CharonOptions) error {
 	if err := os.Remove(h.VICISocket()); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	conf := strongswanConf(h.VICISocket()) + opts.Strongswan + "\n"
+	conf := strongswanConf(h.VICISocket(), h.lab.kernelESP) + opts.Strongswan + "\n"
 	if err := os.WriteFile(h.strongswanConf(), []byte(conf), 0o644); err != nil {
 		return err
 	}
@@ -237,24 +237,11 @@ func (h *Host) installCertificate(node string) error {
 	return nil
 }
 
-// strongswanConf names every plugin, since the machine's own configuration
-// loads some that reach outside of the lab. kernel-libipsec is user-space ESP
-// for kernels without it and must come before kernel-netlink. The mark keeps
+// libipsecSettings go with the kernel-libipsec plugin, user-space ESP for
+// kernels without it, which must come before kernel-netlink. The mark keeps
 // charon's own UDP packets out of the routes into libipsec's TUN device;
 // without it they would be sent through the tunnel they carry.
-func strongswanConf(viciSocket string) string {
-	optional := installedPlugins("openssl", "gcm")
-	return `charon {
-  load = random nonce aes sha1 sha2 hmac kdf drbg mgf1 gmp curve25519 chapoly ccm x509 pubkey pkcs1 pkcs8 pem constraints revocation ` + optional + ` kernel-libipsec kernel-netlink socket-default vici updown
-  filelog {
-    stderr {
-      default = 1
-      ike_name = yes
-      time_format = %H:%M:%S
-      flush_line = yes
-    }
-  }
-  plugins {
+const libipsecSettings = `
     kernel-libipsec {
       allow_peer_ts = yes
     }
@@ -263,7 +250,27 @@ func strongswanConf(viciSocket string) string {
     }
     socket-default {
       fwmark = 0x42
+    }`
+
+// strongswanConf names every plugin, since the machine's own configuration
+// loads some that reach outside of the lab.
+func strongswanConf(viciSocket string, kernelESP bool) string {
+	optional := installedPlugins("openssl", "gcm")
+	dataPlane, dataPlaneSettings := "kernel-libipsec kernel-netlink", libipsecSettings
+	if kernelESP {
+		dataPlane, dataPlaneSettings = "kernel-netlink", ""
+	}
+	return `charon {
+  load = random nonce aes sha1 sha2 hmac kdf drbg mgf1 gmp curve25519 chapoly ccm x509 pubkey pkcs1 pkcs8 pem constraints revocation ` + optional + ` ` + dataPlane + ` socket-default vici updown
+  filelog {
+    stderr {
+      default = 1
+      ike_name = yes
+      time_format = %H:%M:%S
+      flush_line = yes
     }
+  }
+  plugins {` + dataPlaneSettings + `
     vici {
       socket = unix://` + viciSocket + `
     }

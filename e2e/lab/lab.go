@@ -46,6 +46,9 @@ type Options struct {
 	Dir string
 	// Hops replaces DefaultHops when positive.
 	Hops int
+	// KernelESP leaves ESP to the kernel, which must have it. Otherwise charon
+	// does it in user space (kernel-libipsec).
+	KernelESP bool
 	// Log receives what the lab does; nil discards it.
 	Log *slog.Logger
 }
@@ -53,14 +56,15 @@ type Options struct {
 // Lab is one internet with its hosts. All methods may be called from any
 // goroutine; hosts can be added at any time until Close.
 type Lab struct {
-	name     string
-	dir      string
-	log      *slog.Logger
-	ctx      context.Context // ends with the lab; bounds its own commands and charons
-	cancel   context.CancelFunc
-	entry    *registration
-	internet *internet
-	pki      *PKI
+	name      string
+	dir       string
+	kernelESP bool
+	log       *slog.Logger
+	ctx       context.Context // ends with the lab; bounds its own commands and charons
+	cancel    context.CancelFunc
+	entry     *registration
+	internet  *internet
+	pki       *PKI
 
 	waiters   sync.WaitGroup // one per running process
 	closeOnce sync.Once
@@ -108,7 +112,7 @@ func New(ctx context.Context, opts Options) (*Lab, error) {
 		return nil, errors.Join(err, entry.reclaim())
 	}
 	l := &Lab{
-		name: opts.Name, dir: entry.Dir, log: opts.Log.With("lab", opts.Name), entry: entry, pki: pki,
+		name: opts.Name, dir: entry.Dir, kernelESP: opts.KernelESP, log: opts.Log.With("lab", opts.Name), entry: entry, pki: pki,
 		internet:  newInternet(uint8(opts.Hops)),
 		hosts:     make(map[string]*Host),
 		processes: make(map[*Process]bool),
