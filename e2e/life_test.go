@@ -42,7 +42,8 @@ func during(ctx context.Context, t *testing.T, a, b *Node, f func()) {
 	}
 }
 
-// trio is three edges behind their own NATs, all direct with each other.
+// trio is three edges behind their own NATs, all direct with each other and with
+// the connector.
 func trio(ctx context.Context, t *testing.T, c *Cluster) (a, b, d *Node) {
 	t.Helper()
 	a, _ = edge(ctx, t, c, "edge1", lab.PortRestricted)
@@ -53,6 +54,9 @@ func trio(ctx context.Context, t *testing.T, c *Cluster) (a, b, d *Node) {
 	direct(ctx, t, c, a, b)
 	direct(ctx, t, c, a, d)
 	direct(ctx, t, c, b, d)
+	for _, n := range []*Node{a, b, d} {
+		direct(ctx, t, c, n, c.Connector)
+	}
 	return a, b, d
 }
 
