@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -12,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/bodkin-net/bodkin/internal/unixsock"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
@@ -110,27 +110,10 @@ func (d *Daemon) serveAPI(ctx context.Context) {
 	}
 }
 
-// listenAPI replaces the socket of an agent that was killed, but not that of
-// one that runs.
+// listenAPI opens the status socket, and its directory if there is none.
 func listenAPI(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	if c, err := net.Dial("unix", path); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("another agent serves %s: stop it first", path)
-	}
-	if info, err := os.Lstat(path); err == nil {
-		if info.Mode()&os.ModeSocket == 0 {
-			return nil, fmt.Errorf("%s is there and no socket: want another path", path)
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
-	}
-	return l, os.Chmod(path, 0o660)
+	return unixsock.Listen(path)
 }

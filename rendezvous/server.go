@@ -24,13 +24,13 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
-	"os"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/gorilla/websocket"
 
+	"github.com/bodkin-net/bodkin/internal/unixsock"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 	"github.com/bodkin-net/bodkin/store"
 )
@@ -127,7 +127,7 @@ func (s *Server) listen(tlsConfig *tls.Config) error {
 	if s.status, err = net.Listen("tcp", s.cfg.Status); err != nil {
 		return fmt.Errorf("status: %w", err)
 	}
-	if s.admin, err = listenUnix(s.cfg.AdminSocket); err != nil {
+	if s.admin, err = unixsock.Listen(s.cfg.AdminSocket); err != nil {
 		return fmt.Errorf("adminSocket: %w", err)
 	}
 	addrs, err := s.cfg.stunAddrs()
@@ -144,25 +144,6 @@ func (s *Server) listen(tlsConfig *tls.Config) error {
 		s.hub.stunPorts = append(s.hub.stunPorts, a.Port())
 	}
 	return nil
-}
-
-// listenUnix replaces a socket that a killed rendezvous left behind: the
-// store's lock has already made sure that no other one runs. Only root and its
-// group may connect.
-func listenUnix(path string) (net.Listener, error) {
-	if info, err := os.Lstat(path); err == nil {
-		if info.Mode()&os.ModeSocket == 0 {
-			return nil, fmt.Errorf("%s is there and no socket: want another path", path)
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
-	}
-	return l, os.Chmod(path, 0o660)
 }
 
 // restore loads what the store remembers.

@@ -24,7 +24,6 @@ type Node struct {
 	NAT          json.RawMessage `json:"nat,omitempty"`
 	AgentVersion string          `json:"agentVersion,omitempty"`
 	Fingerprint  string          `json:"fingerprint,omitempty"` // SHA-256 of the node's certificate
-	FirstSeen    time.Time       `json:"firstSeen"`
 	LastSeen     time.Time       `json:"lastSeen"`
 }
 
@@ -52,7 +51,7 @@ type Pair struct {
 
 // PutNode stores n under its name, in place of what was there.
 func (s *Store) PutNode(n Node) error {
-	n.FirstSeen, n.LastSeen = n.FirstSeen.UTC(), n.LastSeen.UTC()
+	n.LastSeen = n.LastSeen.UTC()
 	return s.update(fmt.Sprintf("put node %q", n.Name), func(tx *bbolt.Tx) error {
 		return put(tx, nodesBucket, n.Name, n)
 	})

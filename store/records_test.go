@@ -22,14 +22,13 @@ func edge(name string) Node {
 		NAT:          json.RawMessage(`{"mapping":"endpoint-independent"}`),
 		AgentVersion: "0.1.0",
 		Fingerprint:  "ab12",
-		FirstSeen:    noon,
 		LastSeen:     noon.Add(time.Hour),
 	}
 }
 
 func TestReopenKeepsEverything(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "rendezvous.db")
-	nodes := []Node{edge("beijing.edge1"), edge("beijing.edge2"), {Name: "fabedge.connector", FirstSeen: noon, LastSeen: noon}}
+	nodes := []Node{edge("beijing.edge1"), edge("beijing.edge2"), {Name: "fabedge.connector", LastSeen: noon}}
 	communities := []Community{
 		{Name: "all-edges", Members: []string{"beijing.edge1", "beijing.edge2"}, Source: "all-edges.yaml", Updated: noon},
 		{Name: "connectors", Members: []string{"fabedge.connector"}, Source: "api", Updated: noon},

@@ -146,7 +146,7 @@ func TestAgentAlone(t *testing.T) {
 	}
 
 	second := n.agent("second")
-	n.expectExit(second, exitConfig, "another agent serves "+n.socket)
+	n.expectExit(second, exitConfig, "another process serves "+n.socket)
 	n.status(p, func(agent.Status) bool { return true }) // the first is unharmed
 	n.end(p)
 }

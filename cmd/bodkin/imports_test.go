@@ -24,7 +24,7 @@ type room struct {
 var rooms = map[string]room{
 	"rendezvous/wire": {},
 	"rendezvous": {
-		rooms: []string{"rendezvous/wire", "store", "internal/yamlfile"},
+		rooms: []string{"rendezvous/wire", "store", "internal/yamlfile", "internal/unixsock"},
 		modules: []string{
 			"github.com/pion/stun/v4", "github.com/gorilla/websocket",
 			"go.yaml.in/yaml/v3",                  // communities
@@ -40,7 +40,7 @@ var rooms = map[string]room{
 	},
 	"punch/rawudp": {modules: []string{"golang.org/x/sys", "golang.org/x/net"}},
 	"agent": {
-		rooms: []string{"rendezvous/wire", "punch", "punch/rawudp", "agent/charon", "internal/yamlfile"},
+		rooms: []string{"rendezvous/wire", "punch", "punch/rawudp", "agent/charon", "internal/yamlfile", "internal/unixsock"},
 		modules: []string{
 			"github.com/gorilla/websocket",
 			"golang.org/x/sys", // SO_MARK
@@ -49,6 +49,8 @@ var rooms = map[string]room{
 	"agent/charon": {modules: []string{"github.com/strongswan/govici"}},
 	// Both daemons read their configuration alike, and do not know each other.
 	"internal/yamlfile": {modules: []string{"go.yaml.in/yaml/v3"}},
+	// Both open a command socket alike.
+	"internal/unixsock": {},
 	"store":             {modules: []string{"go.etcd.io/bbolt"}},
 	"cmd/bodkin": {
 		rooms:   []string{"rendezvous", "rendezvous/wire", "agent", "agent/charon", "punch", "store"},

@@ -89,7 +89,10 @@ func connection(c agent.ConnectionStatus, now time.Time) string {
 	case c.Connected:
 		s += ", connected"
 	default:
-		s += ", not connected: " + c.Error
+		s += ", not connected"
+	}
+	if c.Error != "" {
+		s += ": " + c.Error
 	}
 	return s
 }
