@@ -213,9 +213,11 @@ func oneHidden(h, o Site) Verdict {
 	return v
 }
 
-// bothHidden: with two random sides one packet in 64,512 squared meets an open
-// port; with one that counts it is still one in 64,512, a mapping in a router
-// for each. Only two that count can be computed.
+// bothHidden: a mapping of the one side admits packets from one port of the
+// other. Where that is random, one packet in 64,512 comes from it, and each
+// packet is a mapping of its own in the sender's router, which forgets it after
+// half a minute. Knowing the port to aim at, as of a NAT that counts, does not
+// help. Only two that count can be computed.
 func bothHidden(a, b Site) Verdict {
 	ac, bc := a.NAT.Allocation == Sequential, b.NAT.Allocation == Sequential
 	var v Verdict
@@ -234,7 +236,7 @@ func bothHidden(a, b Site) Verdict {
 	return v
 }
 
-const tooMany = "finding one would take some 64,512 mappings in each router"
+const tooMany = "hitting the right one would take some 64,512 mappings in its router"
 
 // searchForbidden says who forbids packets to ports that nobody has named.
 func searchForbidden(a, b Site) string {
