@@ -13,7 +13,6 @@
 package rawudp
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -21,7 +20,6 @@ import (
 	"os"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -85,28 +83,27 @@ func Listen(o Options) (*Conn, error) {
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("rawudp: %w", err)
 	}
-	lc := net.ListenConfig{Control: func(_, _ string, rc syscall.RawConn) error {
-		var confErr error
-		if err := rc.Control(func(fd uintptr) { confErr = configure(int(fd), o) }); err != nil {
-			return err
-		}
-		return confErr
-	}}
 	network := "ip4:" + strconv.Itoa(protoUDP)
 	if o.Addr.Is6() {
 		network = "ip6:" + strconv.Itoa(protoUDP)
 	}
-	pc, err := lc.ListenPacket(context.Background(), network, o.Addr.String())
 	local := netip.AddrPortFrom(o.Addr, o.Port)
-	switch {
-	case errors.Is(err, os.ErrPermission):
-		return nil, fmt.Errorf("rawudp: %s: %w (%w)", local, ErrPermission, err)
-	case errors.Is(err, unix.EADDRNOTAVAIL):
-		return nil, fmt.Errorf("rawudp: %s: %w (%w)", o.Addr, ErrNotLocal, err)
-	case err != nil:
-		return nil, fmt.Errorf("rawudp: %s: %w", local, err)
+	pc, err := listenPacket(network, o.Addr.String(), func(fd int) error { return configure(fd, o) })
+	if err != nil {
+		return nil, listenError(err, local)
 	}
 	return &Conn{local: local, ip: pc.(*net.IPConn)}, nil
+}
+
+// listenError says what kept a socket from being opened on local.
+func listenError(err error, local netip.AddrPort) error {
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("rawudp: %s: %w (%w)", local, ErrPermission, err)
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return fmt.Errorf("rawudp: %s: %w (%w)", local.Addr(), ErrNotLocal, err)
+	}
+	return fmt.Errorf("rawudp: %s: %w", local, err)
 }
 
 // ReadFromAddrPort reads the payload of the next STUN packet into b and returns

@@ -23,9 +23,14 @@ func configure(fd int, o Options) error {
 			return fmt.Errorf("set IPV6_CHECKSUM: %w", err)
 		}
 	}
-	if o.Mark != 0 {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(o.Mark)); err != nil {
-			return fmt.Errorf("set SO_MARK %#x: %w", o.Mark, err)
+	return markAndBypass(fd, o.Mark, v6)
+}
+
+// markAndBypass keeps what the socket sends out of the host's tunnels.
+func markAndBypass(fd int, mark uint32, v6 bool) error {
+	if mark != 0 {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(mark)); err != nil {
+			return fmt.Errorf("set SO_MARK %#x: %w", mark, err)
 		}
 	}
 	return bypassIPsec(fd, v6)
