@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/bodkin-net/bodkin/agent/charon"
+	"github.com/bodkin-net/bodkin/punch/rewrite"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
@@ -17,6 +18,9 @@ func (d *Daemon) unload(ctx context.Context, name string) {
 			d.log.Error("connection not removed; trying again", "connection", name, "err", err)
 			return
 		}
+	}
+	if d.rewrites.has(name) {
+		d.ending[name] = time.Now()
 	}
 	if err := d.owned.drop(name); err != nil {
 		d.log.Error("state not written", "err", err)
@@ -84,6 +88,31 @@ func (d *Daemon) adopt(ctx context.Context, now time.Time) {
 			}
 		}
 	}
+	d.rewrites.keepOnly(d.inUse)
+}
+
+// endRewrites removes the rewrites of connections that were taken out of charon,
+// once it has no SA of them: the peer's answer to the deletion comes through
+// the rewrite, and charon would wait minutes for it.
+func (d *Daemon) endRewrites(ctx context.Context, now time.Time) {
+	for name, since := range d.ending {
+		sas, err := d.vici.SAs(ctx, name)
+		switch {
+		case d.tunnels[wire.NodeName(name)] != nil: // wanted again
+		case err == nil && len(sas) == 0, now.Sub(since) >= endingTimeout:
+			d.rewrites.remove(name)
+		default:
+			continue
+		}
+		delete(d.ending, name)
+	}
+}
+
+// inUse reports whether a tunnel runs through a rewrite, or may soon.
+func (d *Daemon) inUse(r rewrite.Rule) bool {
+	name := wire.NodeName(r.Owner)
+	t := d.tunnels[name]
+	return d.runs[name] != nil || t != nil && t.standing && carriesPath(r, t.path)
 }
 
 // checkGone asks charon whether a tunnel it reported on is still there.

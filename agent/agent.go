@@ -26,6 +26,7 @@ import (
 
 	"github.com/bodkin-net/bodkin/agent/charon"
 	"github.com/bodkin-net/bodkin/punch"
+	"github.com/bodkin-net/bodkin/punch/portmap"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
@@ -36,6 +37,11 @@ const (
 	addressRetry = 2 * time.Second
 	// teardownTimeout bounds ending the tunnels when asked to on exit.
 	teardownTimeout = 5 * time.Second
+	// endingTimeout is how long the rewrite of a deleted connection stands at
+	// most: charon repeats a lost deletion after 4 s.
+	endingTimeout = 10 * time.Second
+	// endingPoll is between looks whether charon is done with one at exit.
+	endingPoll = 20 * time.Millisecond
 	// tick is how often tunnels are asked for what is due; nothing that is
 	// retried is retried faster.
 	tick = time.Second
@@ -65,16 +71,27 @@ type Daemon struct {
 	// charonReady tells the runs what charonUp tells the daemon.
 	charonReady *gate
 	charonErr   error
-	net         network
+	net         networks
+	// told is the last network message of this session, nil before it.
+	told *wire.Network
+	// mapping is the router's mapping of the shared port, zero without one;
+	// portMapping keeps it.
+	mapping     portmap.Mapping
+	portMapping *portMapping
 	// localNAT is net's, for the runs, who explain failures with it.
 	localNAT atomic.Pointer[wire.NAT]
 	// sessionAddr is where this session was observed last; zero until then.
 	sessionAddr netip.Addr
-	look        chan struct{}
-	runEvents   chan runEvent
-	netEvents   chan network
-	queries     chan chan<- Status
-	stopNet     func()
+	watches     []*networkWatch
+	rewrites    rewrites
+	// ending are the connections taken out of charon, and when, whose rewrites
+	// stand until it is done with them.
+	ending    map[string]time.Time
+	predictor predictor
+	runEvents chan runEvent
+	netEvents chan networkSeen
+	queries   chan chan<- Status
+	stopNet   func()
 }
 
 // running is a run and how to end it.
@@ -103,8 +120,10 @@ func New(cfg Config, version string, log *slog.Logger) (*Daemon, error) {
 		linkErr:     errors.New("connecting"),
 		linkSince:   time.Now(),
 		charonErr:   errors.New("connecting"),
+		predictor:   newPredictor(),
+		ending:      map[string]time.Time{},
 		runEvents:   make(chan runEvent),
-		netEvents:   make(chan network),
+		netEvents:   make(chan networkSeen),
 		queries:     make(chan chan<- Status),
 		stopNet:     func() {},
 	}
@@ -132,6 +151,12 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	defer d.port.Close()
+	d.rewrites = openRewrites(d.log, d.owned.has)
+	defer d.rewrites.close()
+	services.Go(func() { d.predictor.run(ctx) })
+	d.watches = d.newWatches()
+	d.portMapping = d.watchPortMapping(ctx)
+	defer d.portMapping.stop()
 
 	// charon's client outlives ctx: a teardown still needs it.
 	viciCtx, stopVICI := context.WithCancel(context.WithoutCancel(ctx))
@@ -168,8 +193,12 @@ func (d *Daemon) Run(ctx context.Context) error {
 			d.linkEvent(ctx, e)
 		case e := <-d.runEvents:
 			d.runEvent(ctx, e)
+		case m := <-d.predictor.out:
+			d.send(m)
 		case n := <-d.netEvents:
 			d.networkEvent(n)
+		case m := <-d.portMapping.found:
+			d.mappingEvent(m)
 		case q := <-d.queries:
 			q <- d.status()
 		case now := <-ticker.C:
@@ -177,6 +206,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 				d.perform(ctx, t, t.due(now, d.nextRun))
 			}
 			d.sweep(ctx)
+			d.endRewrites(ctx, now)
 		}
 	}
 }
@@ -216,9 +246,13 @@ func (d *Daemon) beginRun(ctx context.Context, b begin) {
 		log:     d.log.With("peer", name),
 		trickle: make(chan *wire.Trickle, 8), wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1),
 		shared: &shared{
-			id: d.id, vici: d.vici, owned: d.owned, charonReady: d.charonReady, port: d.port, events: d.runEvents,
-			localNAT: &d.localNAT,
+			id: d.id, vici: d.vici, owned: d.owned, charonReady: d.charonReady, port: d.port, mark: d.cfg.Mark, events: d.runEvents,
+			localNAT: &d.localNAT, punch: d.cfg.Punch, probe: d.cfg.Probe, rewrites: d.rewrites,
 		},
+		here: d.whereabouts(),
+	}
+	if b.order != nil {
+		r.forbidden = d.forbidden(publicOf(b.order.Candidates).Addr())
 	}
 	rctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -243,6 +277,7 @@ func (d *Daemon) runEvent(ctx context.Context, e runEvent) {
 		return
 	}
 	now := time.Now()
+	t.sent(e.run, e.packets)
 	switch e.outcome {
 	case wire.OutcomeNominated:
 		d.perform(ctx, t, t.nominated(e.run, e.path))
@@ -267,6 +302,16 @@ func (d *Daemon) stop() {
 		defer cancel()
 		for _, name := range d.owned.names() {
 			d.unload(ctx, name)
+		}
+		for len(d.ending) > 0 && ctx.Err() == nil {
+			d.endRewrites(ctx, time.Now())
+			select {
+			case <-time.After(endingPoll):
+			case <-ctx.Done():
+			}
+		}
+		for name := range d.ending {
+			d.rewrites.remove(name)
 		}
 	}
 }

@@ -23,8 +23,13 @@ type Status struct {
 	Rendezvous ConnectionStatus `json:"rendezvous"`
 	Charon     ConnectionStatus `json:"charon"`
 	Local      []netip.AddrPort `json:"local"`
-	Mapped     netip.AddrPort   `json:"mapped,omitzero"`
-	NAT        wire.NAT         `json:"nat"`
+	// Mapped is where the rendezvous sees this node: over IPv4, or over IPv6
+	// where there is no IPv4. Mapped6 is the latter where there are both.
+	Mapped  netip.AddrPort `json:"mapped,omitzero"`
+	Mapped6 netip.AddrPort `json:"mapped6,omitzero"`
+	NAT     wire.NAT       `json:"nat"`
+	// PortMapping is absent where no router made one.
+	PortMapping *PortMappingStatus `json:"portMapping,omitempty"`
 	// Listed: the rendezvous has said who the peers are since the agent started.
 	Listed  bool           `json:"listed"`
 	Tunnels []TunnelStatus `json:"tunnels"`
@@ -36,6 +41,12 @@ type ConnectionStatus struct {
 	Connected bool      `json:"connected"`
 	Since     time.Time `json:"since,omitzero"`
 	Error     string    `json:"error,omitempty"`
+}
+
+// PortMappingStatus is a port of this node's router that leads to its IKE port.
+type PortMappingStatus struct {
+	Protocol string         `json:"protocol"`
+	Outside  netip.AddrPort `json:"outside"`
 }
 
 // TunnelStatus is one peer's tunnel.
@@ -58,7 +69,14 @@ func (d *Daemon) status() Status {
 		Node: d.id.endpoint.Name, Identity: d.id.endpoint.ID, Version: d.version,
 		Rendezvous: ConnectionStatus{Address: d.id.url, Connected: d.link != nil, Since: d.linkSince},
 		Charon:     ConnectionStatus{Address: d.cfg.VICISocket, Connected: d.charonUp},
-		Mapped:     d.net.mapped, NAT: d.net.nat, Listed: d.listed, Tunnels: []TunnelStatus{},
+		Mapped:     d.net.mapped(), Listed: d.listed, Tunnels: []TunnelStatus{},
+	}
+	s.NAT, _ = d.net.nat()
+	if m := d.net[ipv6].mapped; m != s.Mapped {
+		s.Mapped6 = m
+	}
+	if m := d.mapping; m.Outside.IsValid() {
+		s.PortMapping = &PortMappingStatus{Protocol: m.Protocol, Outside: m.Outside}
 	}
 	if d.linkErr != nil {
 		s.Rendezvous.Error = d.linkErr.Error()

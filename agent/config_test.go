@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/bodkin-net/bodkin/e2e/lab"
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
 // goodConfig are the lines of a configuration that works, by key; the endpoint
@@ -64,12 +65,16 @@ func TestLoadConfig(t *testing.T) {
 		"  subnets: [10.233.66.0/24]\n  nodeSubnets: [10.22.46.30/32]\n  type: Connector\n" +
 		"  publicAddresses: [10.40.20.181]\n  port: 45000"
 	values["mark"], values["loadCredentials"] = "0x42", "false"
+	values["punch"], values["probe"] = "ice-only", "{rate: 100}"
 	cfg, err := LoadConfig(writeConfig(t, values))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if cfg.Mark != 0x42 || cfg.LoadCredentials || cfg.LogLevel != "info" {
 		t.Errorf("mark %#x, loadCredentials %v, logLevel %s; want 0x42, false, and info by default", cfg.Mark, cfg.LoadCredentials, cfg.LogLevel)
+	}
+	if want := (ProbeConfig{Rate: 100, Ports: 256, Max: 2400}); cfg.Punch != wire.PolicyICEOnly || cfg.Probe != want {
+		t.Errorf("punch %s, probe %+v; want %s, %+v", cfg.Punch, cfg.Probe, wire.PolicyICEOnly, want)
 	}
 	id, err := newIdentity(cfg)
 	if err != nil {
@@ -127,6 +132,12 @@ func TestLoadConfigRefuses(t *testing.T) {
 		{"rendezvous without scheme", one("rendezvous", "203.0.113.1:7443"), []string{"rendezvous", "want https://host:7443"}},
 		{"rendezvous in the clear", one("rendezvous", "http://203.0.113.1"), []string{"rendezvous", "want https://host:7443"}},
 		{"other port", one("ikePort", "500"), []string{"ikePort", "500", "4500"}},
+
+		{"unknown policy", one("punch", "ice"), []string{"punch", `"ice"`, "want auto, ice-only or never"}},
+		{"search too fast", one("probe", "{rate: 1001}"), []string{"probe.rate", "1001", "want 1 to 1000"}},
+		{"too many ports", one("probe", "{ports: 1025}"), []string{"probe.ports", "1025", "want 1 to 1024"}},
+		{"too many packets", one("probe", "{max: 20001}"), []string{"probe.max", "20001", "want 1 to 20000"}},
+		{"no packets", one("probe", "{max: 0}"), []string{"probe.max", "want 1 to 20000", "ice-only"}},
 
 		{"no certificate", one("certificate", "/nonexistent.crt"), []string{"certificate", "/nonexistent.crt", "no such file"}},
 		{"no key", one("key", "/nonexistent.key"), []string{"key", "/nonexistent.key", "no such file"}},

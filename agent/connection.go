@@ -51,9 +51,24 @@ func connection(self, peer wire.Endpoint, plan wire.Plan, role wire.Role, path w
 	return c
 }
 
+// routed are those of a connector's addresses that there is a route to, in their
+// order: charon tries the first one only. Host names are for charon to resolve.
+// All are kept when none has a route, for charon to say so.
+func routed(addrs []string, hasRoute func(netip.Addr) bool) []string {
+	out := slices.DeleteFunc(slices.Clone(addrs), func(s string) bool {
+		ip, err := netip.ParseAddr(s)
+		return err == nil && !hasRoute(ip)
+	})
+	if len(out) == 0 {
+		return addrs
+	}
+	return out
+}
+
 // children leaves out what has no selectors, and the node selectors of two
 // nodes with the same private address in different networks: there such a
-// selector would catch the node's own traffic.
+// selector would catch the node's own traffic. Selectors only go together with
+// those of their address family.
 func children(self, peer wire.Endpoint) []charon.Child {
 	name := string(peer.Name)
 	all := []charon.Child{{Name: name + "-p2p", LocalTS: self.Subnets, RemoteTS: peer.Subnets}}
@@ -62,7 +77,17 @@ func children(self, peer wire.Endpoint) []charon.Child {
 			charon.Child{Name: name + "-p2n", LocalTS: self.Subnets, RemoteTS: peer.NodeSubnets},
 			charon.Child{Name: name + "-n2p", LocalTS: self.NodeSubnets, RemoteTS: peer.Subnets})
 	}
+	for i, c := range all {
+		all[i].LocalTS, all[i].RemoteTS = sameFamilies(c.LocalTS, c.RemoteTS), sameFamilies(c.RemoteTS, c.LocalTS)
+	}
 	return slices.DeleteFunc(all, func(c charon.Child) bool { return len(c.LocalTS) == 0 || len(c.RemoteTS) == 0 })
+}
+
+// sameFamilies are those of ps that one of others shares an address family with.
+func sameFamilies(ps, others []netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(ps), func(p netip.Prefix) bool {
+		return !slices.ContainsFunc(others, func(o netip.Prefix) bool { return o.Addr().Is4() == p.Addr().Is4() })
+	})
 }
 
 func overlap(a, b []netip.Prefix) bool {
@@ -110,13 +135,15 @@ const probePort = 9
 // children match: an address of this node, and the first one of the peer's.
 func probeAddrs(self, peer wire.Endpoint, locals []netip.Prefix) (from netip.Addr, to netip.AddrPort, ok bool) {
 	for _, c := range children(self, peer) {
-		first := c.RemoteTS[0].Addr()
-		if !c.RemoteTS[0].IsSingleIP() {
-			first = first.Next()
-		}
-		for _, l := range locals {
-			if l.Addr().Is4() == first.Is4() && slices.ContainsFunc(c.LocalTS, func(p netip.Prefix) bool { return p.Contains(l.Addr()) }) {
-				return l.Addr(), netip.AddrPortFrom(first, probePort), true
+		for _, remote := range c.RemoteTS {
+			first := remote.Addr()
+			if !remote.IsSingleIP() {
+				first = first.Next()
+			}
+			for _, l := range locals {
+				if l.Addr().Is4() == first.Is4() && slices.ContainsFunc(c.LocalTS, func(p netip.Prefix) bool { return p.Contains(l.Addr()) }) {
+					return l.Addr(), netip.AddrPortFrom(first, probePort), true
+				}
 			}
 		}
 	}

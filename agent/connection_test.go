@@ -108,6 +108,7 @@ func TestChildren(t *testing.T) {
 	}
 	podsA, podsB := prefixList("10.1.0.0/24"), prefixList("10.2.0.0/24")
 	nodeA, nodeB := prefixList("192.168.1.2/32"), prefixList("192.168.1.3/32")
+	nodeA6, nodeB6 := prefixList("2001:db8:1::2/128"), prefixList("2001:db8:2::2/128")
 	tests := []struct {
 		name       string
 		self, peer wire.Endpoint
@@ -120,6 +121,9 @@ func TestChildren(t *testing.T) {
 		{"same private address", self(podsA, nodeA), peer(podsB, nodeA), []string{"a.peer-p2p"}},
 		{"one network in the other", self(podsA, nodeA), peer(podsB, prefixList("192.168.0.0/16")), []string{"a.peer-p2p"}},
 		{"peer without pods", self(podsA, nodeA), peer(nil, nodeB), []string{"a.peer-p2n"}},
+		{"IPv6 nodes around IPv4 pods", self(podsA, nodeA6), peer(podsB, nodeB6), []string{"a.peer-p2p"}},
+		{"dual-stack nodes", self(podsA, slices.Concat(nodeA6, nodeA)), peer(podsB, nodeB), []string{"a.peer-p2p", "a.peer-p2n", "a.peer-n2p"}},
+		{"no common family", self(podsA, nodeA), peer(nodeB6, nil), nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -129,11 +133,41 @@ func TestChildren(t *testing.T) {
 				if len(c.LocalTS) == 0 || len(c.RemoteTS) == 0 {
 					t.Errorf("%s has no selectors: %+v", c.Name, c)
 				}
+				if c.LocalTS[0].Addr().Is4() != c.RemoteTS[0].Addr().Is4() || len(c.LocalTS) > 1 {
+					t.Errorf("%s mixes families: %+v", c.Name, c)
+				}
 			}
 			if !slices.Equal(got, tt.want) {
 				t.Errorf("children %v; want %v", got, tt.want)
 			}
 		})
+	}
+}
+
+func TestRouted(t *testing.T) {
+	both := []string{"203.0.113.1", "2001:db8::1", "connector.example.net"}
+	has := func(want ...string) func(netip.Addr) bool {
+		return func(a netip.Addr) bool { return slices.Contains(want, a.String()) }
+	}
+	tests := []struct {
+		name     string
+		addrs    []string
+		hasRoute func(netip.Addr) bool
+		want     []string
+	}{
+		{"dual stack", both, has("203.0.113.1", "2001:db8::1"), both},
+		{"IPv6 alone", both, has("2001:db8::1"), both[1:]},
+		{"IPv4 alone", both, has("203.0.113.1"), []string{"203.0.113.1", "connector.example.net"}},
+		{"no route but for a name", both, has(), both[2:]},
+		{"no route at all", both[:2], has(), both[:2]},
+	}
+	for _, tt := range tests {
+		if got := routed(tt.addrs, tt.hasRoute); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %v; want %v", tt.name, got, tt.want)
+		}
+	}
+	if both[1] != "2001:db8::1" {
+		t.Error("the list was changed")
 	}
 }
 
@@ -149,6 +183,8 @@ func TestEncapFor(t *testing.T) {
 	}{
 		{"one LAN", lanPath, articleLAN, false},
 		{"one LAN, IPv6", path(wire.PathHost, "[fd00::1]:4500", "[fd00::2]:4500"), prefixList("fd00::1/64"), false},
+		{"IPv6 behind firewalls", path(wire.PathHost, "[2001:db8:1::1]:4500", "[2001:db8:2::1]:4500"), prefixList("2001:db8:1::1/64"), true},
+		{"mapped by the LAN's router", path(wire.PathMapped, "10.22.46.30:4500", "10.22.46.1:4500"), articleLAN, true},
 		{"private addresses, but routed", path(wire.PathHost, "10.22.46.30:4500", "10.22.47.1:4500"), articleLAN, true},
 		{"peer-reflexive inside the LAN's range", path(wire.PathPeerReflexive, "10.22.46.30:4500", "10.22.46.28:4500"), articleLAN, true},
 		{"server-reflexive", path1, articleLAN, true},
@@ -182,6 +218,7 @@ func TestProbeAddrs(t *testing.T) {
 			wire.Endpoint{Subnets: prefixList("10.2.0.0/24"), NodeSubnets: prefixList("192.168.1.2/32")}, prefixList("192.168.1.2/24"), "", ""},
 		{"no address inside", articleEdge1, articleEdge2, prefixList("127.0.0.1/8", "192.168.9.9/24"), "", ""},
 		{"peer without subnets", articleEdge1, wire.Endpoint{}, articleLAN, "", ""},
+		{"the selectors of our family", articleEdge1, wire.Endpoint{Subnets: prefixList("fd02::/64", "10.233.67.0/24")}, prefixList("10.233.66.1/24"), "10.233.66.1", "10.233.67.1:9"},
 		{"families do not mix", articleEdge1, v6, prefixList("10.233.66.1/24"), "", ""},
 		{"IPv6", wire.Endpoint{Subnets: prefixList("fd01::/64")}, v6, prefixList("10.0.0.1/8", "fd01::1/64"), "fd01::1", "[fd02::1]:9"},
 	}

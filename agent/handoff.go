@@ -131,7 +131,9 @@ func (r *run) sas(ctx context.Context) ([]charon.SA, error) {
 
 func (r *run) load(ctx context.Context, path wire.Path) error {
 	encap := r.encap || encapFor(path, localPrefixes())
-	c := connection(r.shared.id.endpoint, r.peer.Endpoint, r.peer.Plan, r.peer.Role, path, encap)
+	peer := r.peer.Endpoint
+	peer.PublicAddresses = routed(peer.PublicAddresses, r.hasRoute)
+	c := connection(r.shared.id.endpoint, peer, r.peer.Plan, r.peer.Role, path, encap)
 	c.CertPEM = r.shared.id.credentials.CertPEM
 	// charon may trust other authorities for other purposes.
 	c.CAPEMs = r.shared.id.credentials.CAPEMs
@@ -147,6 +149,12 @@ func (r *run) load(ctx context.Context, path wire.Path) error {
 			return failf("charon did not take the connection: %v", err)
 		}
 	}
+}
+
+// hasRoute reports whether this node can send to an address, as far as it knows.
+func (r *run) hasRoute(a netip.Addr) bool {
+	_, err := routeSource(r.shared.mark, netip.AddrPortFrom(a, charon.DefaultPort).String())
+	return err == nil && !r.here.blocked[familyOf(a)]
 }
 
 func usable(sa charon.SA) bool {

@@ -1,168 +1,213 @@
 package agent
 
 import (
-	"context"
+	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"net/netip"
+	"reflect"
 	"time"
 
 	"github.com/bodkin-net/bodkin/punch"
+	"github.com/bodkin-net/bodkin/punch/portmap"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
 const (
-	// observeInterval is between STUN requests that let the rendezvous notice
-	// another mapping. At some 200 bytes each they cost 12 kB an hour.
-	observeInterval = time.Minute
-	// observeJitter spreads them.
-	observeJitter = 0.2
+	// keepaliveShare of a mapping's proven lifetime passes at most between two
+	// packets of ours: the rest is for one that is late.
+	keepaliveShare = 2. / 3
+	// keepaliveMin bounds what a short lifetime may cost: at 10 s an exchange
+	// of 200 bytes comes to 72 kB an hour.
+	keepaliveMin = 10 * time.Second
 )
 
-// network is what is known of the NAT before this node.
+// keepalive shortens an interval to what keeps a mapping of that lifetime alive;
+// 0 is not known.
+func keepalive(interval, lifetime time.Duration) time.Duration {
+	if lifetime <= 0 {
+		return interval
+	}
+	return min(interval, max(keepaliveMin, time.Duration(keepaliveShare*float64(lifetime))))
+}
+
+// consentFor is how a path is watched behind NATs whose mappings live at least
+// as long as the two were seen to.
+func consentFor(local, remote wire.NAT) punch.Consent {
+	c := punch.DefaultConsent()
+	for _, n := range []wire.NAT{local, remote} {
+		c.Interval = keepalive(c.Interval, time.Duration(n.LifetimeSeconds)*time.Second)
+	}
+	return c
+}
+
+// family is an address family.
+type family int
+
+const (
+	ipv4 family = iota
+	ipv6
+)
+
+func (f family) String() string { return [...]string{ipv4: "IPv4", ipv6: "IPv6"}[f] }
+
+func familyOf(a netip.Addr) family {
+	if a.Unmap().Is4() {
+		return ipv4
+	}
+	return ipv6
+}
+
+// network is what is known of this node's way out in one address family. The
+// zero value says that nobody has looked yet.
 type network struct {
-	mapped netip.AddrPort
-	nat    wire.NAT
-	// discovered: nat holds a result, not just the mapped address.
+	// base is the shared port's address that was asked from, mapped where the
+	// rendezvous sees it; both are zero when it does not.
+	base, mapped netip.AddrPort
+	// nat is what the NATs and firewalls on the way do, if discovered.
+	nat        wire.NAT
 	discovered bool
+	// err is why mapped is zero. It is an errNoWay where the family cannot be
+	// used at all, rather than being blocked.
+	err error
 }
 
-// watchNetwork keeps the rendezvous' observation fresh and finds out what the
-// NAT does, until the function it returns is called, which waits for the end.
-func (d *Daemon) watchNetwork(ctx context.Context, up *linkUp) (stop func()) {
-	d.look = make(chan struct{}, 1)
-	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	w := &networkWatch{port: d.port, dialer: outsideDialer(d.cfg.Mark, d.id.endpoint.Subnets), out: d.netEvents, look: d.look}
-	w.cred = punch.STUNCredential{Username: up.welcome.STUNUsername, Password: up.welcome.STUNPassword}
-	for i := range w.servers {
-		w.servers[i] = netip.AddrPortFrom(up.server, up.welcome.STUNPorts[i%len(up.welcome.STUNPorts)])
+// same reports whether there is no news in n to somebody who knows old.
+func (n network) same(old network) bool {
+	return n.base == old.base && n.mapped == old.mapped && n.nat == old.nat && n.discovered == old.discovered &&
+		fmt.Sprint(n.err) == fmt.Sprint(old.err)
+}
+
+// errNoWay: nothing could be asked over an address family.
+var errNoWay = errors.New("no way out")
+
+// networks is what is known in each address family.
+type networks [2]network
+
+// mapped is the address to show where one is asked for.
+func (n networks) mapped() netip.AddrPort {
+	if m := n[ipv4].mapped; m.IsValid() {
+		return m
 	}
-	go func() {
-		defer close(done)
-		w.run(ctx)
-	}()
-	return func() { cancel(); <-done }
+	return n[ipv6].mapped
 }
 
-// networkWatch asks the STUN service; one goroutine.
-type networkWatch struct {
-	port    *punch.Port
-	servers [2]netip.AddrPort
-	cred    punch.STUNCredential
-	dialer  *net.Dialer // for routing as the shared port is routed
-	out     chan<- network
-	look    <-chan struct{} // a reason not to wait for the next interval
-}
-
-func (w *networkWatch) run(ctx context.Context) {
-	var known netip.AddrPort
-	for {
-		from, err := w.base(ctx)
-		if err == nil {
-			var mapped netip.AddrPort
-			mapped, err = punch.Mapped(ctx, w.port, from, w.servers, w.cred)
-			if err != nil {
-				err = fmt.Errorf("the rendezvous' STUN service does not answer: %w", err)
-			}
-			if err == nil && mapped != known {
-				known = mapped
-				w.emit(ctx, network{mapped: mapped})
-				if !w.discover(ctx, from) {
-					known = netip.AddrPort{} // and again at the next look
-				}
-			}
-		}
-		if err != nil && ctx.Err() == nil {
-			known = netip.AddrPort{}
-			w.emit(ctx, network{
-				nat:        wire.NAT{Blocked: err.Error()},
-				discovered: true,
-			})
-		}
-		pause := time.Duration(float64(observeInterval) * (1 - observeJitter + 2*observeJitter*rand.Float64()))
-		select {
-		case <-time.After(pause):
-		case <-w.look:
-		case <-ctx.Done():
-			return
+// nat is what the rendezvous is to be told: IPv4's NAT where IPv4 passes, since
+// that is the one to be got through, else IPv6's. ok is false as long as it is
+// not known which.
+func (n networks) nat() (nat wire.NAT, ok bool) {
+	for _, f := range []family{ipv4, ipv6} {
+		switch {
+		case n[f].mapped.IsValid():
+			return n[f].nat, n[f].discovered
+		case n[f].err == nil:
+			return wire.NAT{}, false
 		}
 	}
+	why := n[ipv4].err
+	if errors.Is(why, errNoWay) && !errors.Is(n[ipv6].err, errNoWay) {
+		why = n[ipv6].err
+	}
+	return wire.NAT{Blocked: wire.Clip(why.Error())}, true
 }
 
-// discover finds out what the NAT does, and whether that worked.
-func (w *networkWatch) discover(ctx context.Context, from netip.AddrPort) bool {
-	n, err := punch.Discover(ctx, w.port, from, w.servers, w.cred)
-	if err != nil {
-		return false
+// blocked are the families that there is a way out in, but no answer from outside.
+func (n networks) blocked() (is [2]bool) {
+	for f := range n {
+		is[f] = n[f].err != nil && !errors.Is(n[f].err, errNoWay)
 	}
-	w.emit(ctx, network{mapped: n.Mapped, nat: wireNAT(n), discovered: true})
-	return true
+	return is
 }
 
-func (w *networkWatch) emit(ctx context.Context, n network) {
-	select {
-	case w.out <- n:
-	case <-ctx.Done():
+// unsure makes what is known wait for a fresh look: a new session tells of
+// nothing older.
+func (n *networks) unsure() {
+	for f := range n {
+		n[f].discovered, n[f].err = false, nil
 	}
 }
 
-// base is the shared port's address on the route to the rendezvous.
-func (w *networkWatch) base(ctx context.Context) (netip.AddrPort, error) {
-	// Connecting a UDP socket sends nothing: it asks the routing table.
-	c, err := w.dialer.DialContext(ctx, "udp", w.servers[0].String())
-	if err != nil {
-		return netip.AddrPort{}, err
-	}
-	defer c.Close()
-	local, ok := c.LocalAddr().(*net.UDPAddr)
-	if ok {
-		for _, l := range w.port.Local() {
-			if l.Addr() == local.AddrPort().Addr().Unmap() {
-				return l, nil
-			}
-		}
-	}
-	return netip.AddrPort{}, fmt.Errorf("the route to %s leaves from %s, where the shared port is not open", w.servers[0], c.LocalAddr())
-}
-
-// lookAgain asks for a fresh observation at once: a path that went silent often
-// means another mapping.
-func (d *Daemon) lookAgain() {
-	select {
-	case d.look <- struct{}{}:
-	default:
-	}
+// networkSeen is what a networkWatch tells the daemon.
+type networkSeen struct {
+	family family
+	network
 }
 
 // networkEvent keeps what was found and tells the rendezvous once it is whole.
-func (d *Daemon) networkEvent(n network) {
-	if d.link != nil && n.mapped.IsValid() {
-		if old := d.sessionAddr; old.IsValid() && old != n.mapped.Addr() {
-			// The session's TCP connection came from the old address and is
-			// dead; TCP itself would take minutes to say so.
-			d.log.Warn("observed at another address: starting a new session", "old", old, "new", n.mapped)
-			d.link.restart(fmt.Errorf("the public address changed from %s to %s", old, n.mapped.Addr()))
-		}
-		d.sessionAddr = n.mapped.Addr()
-	}
-	if old := d.net.mapped; old.IsValid() && n.mapped.IsValid() && old.Addr() != n.mapped.Addr() {
-		// Whatever was punched from the old address is probably dead, too.
-		for _, r := range d.runs {
-			select {
-			case r.hurry <- struct{}{}:
-			default:
-			}
+func (d *Daemon) networkEvent(seen networkSeen) {
+	before := d.net[seen.family]
+	d.net[seen.family] = seen.network
+	if seen.mapped.IsValid() {
+		d.sessionSeen(seen.mapped.Addr())
+		if before.mapped.IsValid() && before.mapped.Addr() != seen.mapped.Addr() {
+			// What was punched or mapped at the old address is probably dead.
+			d.hurryRuns()
+			d.lookAgain()
 		}
 	}
-	if !n.discovered {
-		n.nat = d.net.nat
-		d.log.Info("observed", "mapped", n.mapped)
-	} else {
-		d.log.Info("NAT seen", "present", n.nat.Present, "mapping", n.nat.Mapping, "filtering", n.nat.Filtering, "blocked", n.nat.Blocked)
-		d.send(&wire.Network{Candidates: d.hosts(), NAT: n.nat})
+	nat, known := d.net.nat()
+	switch {
+	case !seen.discovered && seen.err == nil:
+		d.log.Info("observed", "mapped", seen.mapped)
+	case seen.err != nil && errors.Is(seen.err, errNoWay):
+		d.log.Debug("network", "family", seen.family, "err", seen.err)
+	default:
+		d.log.Info("NAT seen", "family", seen.family, "present", seen.nat.Present, "mapping", seen.nat.Mapping,
+			"filtering", seen.nat.Filtering, "allocation", seen.nat.Allocation, "err", seen.err)
 	}
-	d.net = n
-	d.localNAT.Store(&n.nat)
+	if known {
+		d.localNAT.Store(&nat)
+		d.tellNetwork()
+	}
+}
+
+// sessionSeen notes where the session's node was observed. Another address in
+// the session's family means that its TCP connection came from the old one and
+// is dead; TCP itself would take minutes to say so.
+func (d *Daemon) sessionSeen(a netip.Addr) {
+	if d.link == nil || a.Is4() != d.link.server.Is4() {
+		return
+	}
+	if old := d.sessionAddr; old.IsValid() && old != a {
+		d.log.Warn("observed at another address: starting a new session", "old", old, "new", a)
+		d.link.restart(fmt.Errorf("the public address changed from %s to %s", old, a))
+	}
+	d.sessionAddr = a
+}
+
+// hurryRuns makes all runs check their paths now.
+func (d *Daemon) hurryRuns() {
+	for _, r := range d.runs {
+		select {
+		case r.hurry <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// tellNetwork tells the rendezvous of the network, if it is known whole and the
+// session has not heard so already.
+func (d *Daemon) tellNetwork() {
+	nat, known := d.net.nat()
+	m := &wire.Network{Candidates: d.candidates(), NAT: nat}
+	if d.link == nil || !known || reflect.DeepEqual(m, d.told) {
+		return
+	}
+	d.told = m
+	d.send(m)
+}
+
+// mappingEvent takes a port mapping of the router, or that there is none any
+// more.
+func (d *Daemon) mappingEvent(m portmap.Mapping) {
+	d.mapping = m
+	d.tellNetwork()
+}
+
+// candidates are the addresses of this node that only it knows.
+func (d *Daemon) candidates() []wire.Candidate {
+	cs := d.hosts()
+	if c := (wire.Candidate{Kind: wire.Mapped, Addr: d.mapping.Outside}); c.Validate() == nil {
+		cs = append(cs, c)
+	}
+	return cs
 }

@@ -1,155 +1,135 @@
 package agent
 
 import (
-	"context"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
+	"reflect"
 	"strings"
-	"sync"
 	"testing"
-
-	"github.com/pion/stun/v4"
+	"time"
 
 	"github.com/bodkin-net/bodkin/punch"
+	"github.com/bodkin-net/bodkin/punch/portmap"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
-// changeRequest is RFC 5780 section 7.2's attribute.
-const changeRequest stun.AttrType = 0x0003
-
-// natted is a STUN service behind which every client appears at one address, as
-// behind an endpoint-independent NAT. It has two ports and answers a change
-// request from the other.
-func natted(t *testing.T, mapped netip.AddrPort) [2]netip.AddrPort {
-	t.Helper()
-	var conns [2]*net.UDPConn
-	var addrs [2]netip.AddrPort
-	for i := range conns {
-		conns[i] = listenUDP(t, "127.0.0.1:0")
-		addrs[i] = conns[i].LocalAddr().(*net.UDPAddr).AddrPort()
+func TestKeepalive(t *testing.T) {
+	tests := []struct{ interval, lifetime, want time.Duration }{
+		{30 * time.Second, 0, 30 * time.Second}, // not known
+		{30 * time.Second, 200 * time.Second, 30 * time.Second},
+		{30 * time.Second, 30 * time.Second, 20 * time.Second},
+		{30 * time.Second, 5 * time.Second, keepaliveMin},
+		{time.Minute, 50 * time.Second, 100 * time.Second / 3},
 	}
-	var serving sync.WaitGroup
-	for i := range conns {
-		serving.Go(func() {
-			b := make([]byte, 1500)
-			for {
-				n, from, err := conns[i].ReadFromUDPAddrPort(b)
-				if err != nil {
-					return
-				}
-				request := &stun.Message{Raw: append([]byte(nil), b[:n]...)}
-				if request.Decode() != nil {
-					continue
-				}
-				answer, err := stun.Build(stun.NewTransactionIDSetter(request.TransactionID), stun.BindingSuccess,
-					&stun.XORMappedAddress{IP: mapped.Addr().AsSlice(), Port: int(mapped.Port())})
-				if err != nil {
-					t.Errorf("answer: %v", err)
-					return
-				}
-				out := conns[i]
-				if request.Contains(changeRequest) {
-					out = conns[1-i]
-				}
-				_, _ = out.WriteToUDPAddrPort(answer.Raw, from)
-			}
-		})
-	}
-	t.Cleanup(func() {
-		conns[0].Close()
-		conns[1].Close()
-		serving.Wait()
-	})
-	return addrs
-}
-
-func listenUDP(t *testing.T, addr string) *net.UDPConn {
-	t.Helper()
-	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(addr)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
-// watch runs a networkWatch from local until the test ends.
-func watch(t *testing.T, local string, servers [2]netip.AddrPort) <-chan network {
-	t.Helper()
-	port, err := punch.NewPort([]net.PacketConn{listenUDP(t, local)}, discardLog)
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := make(chan network)
-	ctx, cancel := context.WithCancel(t.Context())
-	w := &networkWatch{port: port, servers: servers, dialer: outsideDialer(0, nil), out: out}
-	var running sync.WaitGroup
-	running.Go(func() { w.run(ctx) })
-	t.Cleanup(func() {
-		cancel()
-		running.Wait()
-		port.Close()
-	})
-	return out
-}
-
-// The mapped address is told as soon as it is known, the behaviour when it is.
-func TestNetworkWatch(t *testing.T) {
-	mapped := netip.MustParseAddrPort("203.0.113.7:41000")
-	events := watch(t, "127.0.0.1:0", natted(t, mapped))
-	if n := receive(t, events, "observation"); n.mapped != mapped || n.discovered {
-		t.Errorf("first %+v; want the mapped address %s alone", n, mapped)
-	}
-	want := wire.NAT{Present: true, Mapping: wire.EndpointIndependent, Filtering: wire.EndpointIndependent}
-	if n := receive(t, events, "discovery"); n.mapped != mapped || !n.discovered || n.nat != want {
-		t.Errorf("then %+v; want %+v", n, want)
-	}
-}
-
-func TestNetworkWatchSaysWhyNot(t *testing.T) {
-	t.Run("no STUN service", func(t *testing.T) {
-		t.Parallel() // waits for all retransmissions
-		silent := listenUDP(t, "127.0.0.1:0")
-		t.Cleanup(func() { silent.Close() })
-		addr := silent.LocalAddr().(*net.UDPAddr).AddrPort()
-		n := receive(t, watch(t, "127.0.0.1:0", [2]netip.AddrPort{addr, addr}), "word on the network")
-		if !n.discovered || !strings.Contains(n.nat.Blocked, "STUN service does not answer") {
-			t.Errorf("network %+v; want blocked, in words", n)
+	for _, tt := range tests {
+		if got := keepalive(tt.interval, tt.lifetime); got.Round(time.Millisecond) != tt.want.Round(time.Millisecond) {
+			t.Errorf("keepalive(%v, %v) = %v; want %v", tt.interval, tt.lifetime, got, tt.want)
 		}
-	})
-	t.Run("another route", func(t *testing.T) {
-		t.Parallel()
-		server := netip.MustParseAddrPort("127.0.0.1:3478")
-		n := receive(t, watch(t, "127.0.0.2:0", [2]netip.AddrPort{server, server}), "word on the network")
-		if !strings.Contains(n.nat.Blocked, "leaves from 127.0.0.1") {
-			t.Errorf("network %+v; want blocked, naming the address", n)
+	}
+}
+
+// The side whose mappings live shorter decides.
+func TestConsentFor(t *testing.T) {
+	short, long := wire.NAT{LifetimeSeconds: 24}, wire.NAT{LifetimeSeconds: 300}
+	for _, tt := range []struct {
+		local, remote wire.NAT
+		want          time.Duration
+	}{
+		{wire.NAT{}, wire.NAT{}, punch.DefaultConsent().Interval},
+		{long, wire.NAT{}, punch.DefaultConsent().Interval},
+		{short, long, 16 * time.Second},
+		{long, short, 16 * time.Second},
+	} {
+		if got := consentFor(tt.local, tt.remote).Interval; got != tt.want {
+			t.Errorf("lifetimes %d and %d s: consent every %v; want %v", tt.local.LifetimeSeconds, tt.remote.LifetimeSeconds, got, tt.want)
 		}
-	})
+	}
+}
+
+func seenAt(addr string) network { return network{mapped: netip.MustParseAddrPort(addr)} }
+
+func TestNetworksNAT(t *testing.T) {
+	passes := func(addr string, m wire.Behaviour) network {
+		n := seenAt(addr)
+		n.nat, n.discovered = wire.NAT{Mapping: m}, true
+		return n
+	}
+	const a4, a6 = "203.0.113.7:4500", "[2001:db8::7]:4500"
+	nat4, nat6 := wire.AddressAndPortDependent, wire.EndpointIndependent
+	noRoute := network{err: fmt.Errorf("%w: unreachable", errNoWay)}
+	silent := network{err: errors.New("no answer")}
+	no := [2]bool{}
+	tests := []struct {
+		name    string
+		v4, v6  network
+		want    wire.NAT
+		known   bool
+		mapped  string
+		blocked [2]bool
+	}{
+		{"nobody has looked", network{}, network{}, wire.NAT{}, false, "", no},
+		{"IPv4 not yet discovered", seenAt(a4), passes(a6, nat6), wire.NAT{}, false, a4, no},
+		{"IPv4 not yet looked at", network{}, passes(a6, nat6), wire.NAT{}, false, a6, no},
+		{"both", passes(a4, nat4), passes(a6, nat6), wire.NAT{Mapping: nat4}, true, a4, no},
+		{"IPv4 before IPv6", passes(a4, nat4), network{}, wire.NAT{Mapping: nat4}, true, a4, no},
+		{"IPv6 alone", noRoute, passes(a6, nat6), wire.NAT{Mapping: nat6}, true, a6, no},
+		{"IPv4 blocked, IPv6 passes", silent, passes(a6, nat6), wire.NAT{Mapping: nat6}, true, a6, [2]bool{ipv4: true}},
+		{"IPv4 blocked, IPv6 not yet looked at", silent, network{}, wire.NAT{}, false, "", [2]bool{ipv4: true}},
+		{"IPv4 alone, blocked", silent, noRoute, wire.NAT{Blocked: "no answer"}, true, "", [2]bool{ipv4: true}},
+		{"IPv6 alone, blocked", noRoute, silent, wire.NAT{Blocked: "no answer"}, true, "", [2]bool{ipv6: true}},
+		{"neither", noRoute, noRoute, wire.NAT{Blocked: "no way out: unreachable"}, true, "", no},
+	}
+	for _, tt := range tests {
+		n := networks{tt.v4, tt.v6}
+		if nat, known := n.nat(); nat != tt.want || known != tt.known {
+			t.Errorf("%s: %+v, known %v; want %+v, %v", tt.name, nat, known, tt.want, tt.known)
+		}
+		if got := n.blocked(); got != tt.blocked {
+			t.Errorf("%s: blocked %v; want %v", tt.name, got, tt.blocked)
+		}
+		mapped := ""
+		if m := n.mapped(); m.IsValid() {
+			mapped = m.String()
+		}
+		if mapped != tt.mapped {
+			t.Errorf("%s: mapped %s; want %s", tt.name, mapped, tt.mapped)
+		}
+	}
 }
 
 // A new public address means that the session's TCP connection is dead; a new
-// port does not.
+// port does not, nor does the family that the session is not in.
 func TestNetworkEventRestartsSession(t *testing.T) {
-	at := func(addr string) network { return network{mapped: netip.MustParseAddrPort(addr)} }
-	unseen := network{nat: wire.NAT{Blocked: "no answer"}}
+	at := func(addr string) networkSeen {
+		n := networkSeen{network: seenAt(addr)}
+		if n.mapped.Addr().Is6() {
+			n.family = ipv6
+		}
+		return n
+	}
+	unseen := networkSeen{network: network{err: errors.New("no answer")}}
 	tests := []struct {
 		name   string
-		events []network // in one session
+		events []networkSeen // in one session
 		want   bool
 	}{
-		{"first observation", []network{at("203.0.113.7:4500")}, false},
-		{"the same", []network{at("203.0.113.7:4500"), at("203.0.113.7:4500")}, false},
-		{"another port", []network{at("203.0.113.7:4500"), at("203.0.113.7:50000")}, false},
-		{"another address", []network{at("203.0.113.7:4500"), at("203.0.113.8:4500")}, true},
-		{"not seen", []network{at("203.0.113.7:4500"), unseen}, false},
-		{"not seen for a while", []network{at("203.0.113.7:4500"), unseen, at("203.0.113.8:4500")}, true},
+		{"first observation", []networkSeen{at("203.0.113.7:4500")}, false},
+		{"the same", []networkSeen{at("203.0.113.7:4500"), at("203.0.113.7:4500")}, false},
+		{"another port", []networkSeen{at("203.0.113.7:4500"), at("203.0.113.7:50000")}, false},
+		{"another address", []networkSeen{at("203.0.113.7:4500"), at("203.0.113.8:4500")}, true},
+		{"not seen", []networkSeen{at("203.0.113.7:4500"), unseen}, false},
+		{"not seen for a while", []networkSeen{at("203.0.113.7:4500"), unseen, at("203.0.113.8:4500")}, true},
+		{"other family", []networkSeen{at("203.0.113.7:4500"), at("[2001:db8::7]:4500"), at("[2001:db8::8]:4500")}, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			d := testDaemon(t, "store")
+			d := netDaemon(t)
 			var why error
 			d.link.restart = func(err error) { why = err }
 			// What an earlier session was seen at is no reason.
-			d.net = at("203.0.113.99:4500")
+			d.net[ipv4] = seenAt("203.0.113.99:4500")
 			for _, n := range tt.events {
 				d.networkEvent(n)
 			}
@@ -163,27 +143,67 @@ func TestNetworkEventRestartsSession(t *testing.T) {
 	}
 }
 
-// The behaviour stays known while only the mapped address is seen anew, and the
-// rendezvous hears of the network when it is known whole.
-func TestNetworkEventTells(t *testing.T) {
+// netDaemon is a daemon in a session over IPv4 with a shared port.
+func netDaemon(t *testing.T) *Daemon {
+	t.Helper()
 	d := testDaemon(t, "store")
-	port, err := punch.NewPort([]net.PacketConn{listenUDP(t, "127.0.0.1:0")}, discardLog)
-	if err != nil {
+	d.link.server = netip.MustParseAddr("198.51.100.1")
+	var err error
+	if d.port, err = punch.NewPort([]net.PacketConn{listenUDP(t, "127.0.0.1:0")}, discardLog); err != nil {
 		t.Fatal(err)
 	}
-	defer port.Close()
-	d.port = port
+	t.Cleanup(func() { d.port.Close() })
+	return d
+}
+
+// The rendezvous hears of the network when it is known whole, and again when
+// something has changed: the NAT or the router's port mapping.
+func TestNetworkEventTells(t *testing.T) {
+	d := netDaemon(t)
 	var sent []wire.Message
 	d.link.send = func(m wire.Message) { sent = append(sent, m) }
+	told := func(what string, want ...*wire.Network) {
+		t.Helper()
+		if len(sent) != len(want) {
+			t.Fatalf("%s: told %d messages; want %d", what, len(sent), len(want))
+		}
+		for i := range want {
+			if !reflect.DeepEqual(sent[i], want[i]) {
+				t.Errorf("%s: told %+v; want %+v", what, sent[i], want[i])
+			}
+		}
+		sent = nil
+	}
 	nat := wire.NAT{Present: true, Mapping: wire.EndpointIndependent}
-	mapped := netip.MustParseAddrPort("203.0.113.7:4500")
+	seen := networkSeen{network: seenAt("203.0.113.7:4500")}
+	mapping := portmap.Mapping{Protocol: "PCP", Outside: netip.MustParseAddrPort("203.0.113.7:4500")}
+	candidate := []wire.Candidate{{Kind: wire.Mapped, Addr: mapping.Outside}}
 
-	d.networkEvent(network{mapped: mapped, nat: nat, discovered: true})
-	if len(sent) != 1 || sent[0].(*wire.Network).NAT != nat {
-		t.Errorf("told %v; want the network once", sent)
+	d.networkEvent(seen)
+	told("mapped address alone")
+	seen.nat, seen.discovered = nat, true
+	d.networkEvent(seen)
+	told("NAT", &wire.Network{NAT: nat})
+	seen.mapped = netip.AddrPortFrom(seen.mapped.Addr(), 50000)
+	d.networkEvent(seen)
+	told("another port")
+	d.mappingEvent(mapping)
+	told("port mapping", &wire.Network{NAT: nat, Candidates: candidate})
+	d.mappingEvent(mapping)
+	told("the same again")
+	nat.LifetimeSeconds, seen.nat.LifetimeSeconds = 50, 50
+	d.networkEvent(seen)
+	told("lifetime", &wire.Network{NAT: nat, Candidates: candidate})
+	d.mappingEvent(portmap.Mapping{})
+	told("port mapping lost", &wire.Network{NAT: nat})
+	if local := d.localNAT.Load(); local == nil || *local != nat {
+		t.Errorf("the runs see %+v; want %+v", local, nat)
 	}
-	d.networkEvent(network{mapped: netip.AddrPortFrom(mapped.Addr(), 50000)})
-	if len(sent) != 1 || d.net.nat != nat {
-		t.Errorf("told %v, NAT %+v; want nothing told and %+v kept", sent[1:], d.net.nat, nat)
-	}
+
+	d.net.unsure() // a new session
+	d.told = nil
+	d.mappingEvent(mapping)
+	told("port mapping before a look at the network")
+	d.networkEvent(seen)
+	told("the look", &wire.Network{NAT: nat, Candidates: candidate})
 }

@@ -29,9 +29,11 @@ func (d *Daemon) linkEvent(ctx context.Context, e linkEvent) {
 // linkOpened says hello with what stands, and starts looking at the network.
 func (d *Daemon) linkOpened(ctx context.Context, up *linkUp) {
 	d.link, d.linkErr, d.linkSince = up, nil, time.Now()
-	d.sessionAddr = netip.Addr{}
+	d.sessionAddr, d.told = netip.Addr{}, nil
+	d.net.unsure()
 	hello := &wire.Hello{
-		AgentVersion: d.version, Endpoint: d.id.endpoint, Candidates: d.hosts(),
+		AgentVersion: d.version, Endpoint: d.id.endpoint, Candidates: d.candidates(),
+		Punch: d.cfg.Punch, NoProbe: d.rewrites.unavailable(),
 	}
 	for _, t := range d.sorted() {
 		if t.standing {
@@ -78,6 +80,8 @@ func (d *Daemon) message(ctx context.Context, m wire.Message) {
 			return
 		}
 		d.perform(ctx, t, t.ordered(now, m, d.nextRun()))
+	case *wire.Prepare:
+		d.predict(m)
 	case *wire.Trickle:
 		for _, r := range d.runs {
 			if r.order != nil && r.order.Attempt == m.Attempt {

@@ -32,8 +32,9 @@ type tunnel struct {
 
 	run   runID
 	order *wire.Punch // of the current run, nil for PlanPublic
-	// started is when the run began.
+	// started is when the run began, packets what it has sent to get through.
 	started time.Time
+	packets int
 
 	standing  bool
 	monitored bool
@@ -69,6 +70,8 @@ type begin struct {
 	encap bool
 	// fresh demands another tunnel even where one seems to work.
 	fresh bool
+	// standing says that there is one that seems to.
+	standing bool
 }
 
 // stop ends the current run. The tunnel stays.
@@ -121,7 +124,7 @@ func (t *tunnel) start(now time.Time, run runID, order *wire.Punch) {
 	if t.run != 0 {
 		t.do(stop{})
 	}
-	t.run, t.order, t.started, t.retryAt = run, order, now, time.Time{}
+	t.run, t.order, t.started, t.packets, t.retryAt = run, order, now, 0, time.Time{}
 	t.monitored = false
 	if !t.standing {
 		t.reason = "connecting"
@@ -132,7 +135,7 @@ func (t *tunnel) start(now time.Time, run runID, order *wire.Punch) {
 			t.reason += " again; before: " + t.failure
 		}
 	}
-	t.do(begin{run: run, peer: t.peer, order: order, storeID: t.storeID, encap: t.plainFailed, fresh: t.doubt})
+	t.do(begin{run: run, peer: t.peer, order: order, storeID: t.storeID, encap: t.plainFailed, fresh: t.doubt, standing: t.standing})
 }
 
 // ordered begins the attempt the rendezvous coordinates.
@@ -154,6 +157,13 @@ func (t *tunnel) cancelled(now time.Time, id wire.AttemptID, reason string) []ef
 		t.down(now, reason)
 	}
 	return t.flush()
+}
+
+// sent notes how many packets the run has sent so far.
+func (t *tunnel) sent(run runID, packets int) {
+	if run == t.run {
+		t.packets = packets
+	}
 }
 
 // nominated: ICE has found a path.
@@ -279,6 +289,9 @@ func (t *tunnel) tell(o wire.Outcome, path wire.Path, reason string, elapsed tim
 	r := &wire.Report{Peer: t.name(), Outcome: o, Path: path, Reason: reason, ElapsedMs: max(0, elapsed.Milliseconds())}
 	if t.order != nil {
 		r.Attempt = t.order.Attempt
+	}
+	if o != wire.OutcomeLost {
+		r.Packets = t.packets
 	}
 	t.do(tell{r})
 }

@@ -1,7 +1,8 @@
 // Package punch gets two nodes through the NATs between them: it finds out
 // what those NATs do (RFC 4787, RFC 5780), gathers host candidates, runs ICE
-// (RFC 8445) over a UDP port that somebody else may own, watches the path that
-// was found (RFC 7675), and says in words why none was found.
+// (RFC 8445) over a UDP port that somebody else may own, sends what some NATs
+// need besides (openers, a search for ports), watches the path that was found
+// (RFC 7675), and says in words why none was found.
 //
 // A Port owns the sockets. Everything that leaves or enters passes through it:
 // STUN transactions of this package (Port.Bind), and one Session for each peer.
@@ -11,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Role is an ICE role, RFC 8445 section 6.1.1.
@@ -30,6 +32,10 @@ const (
 	Host            Kind = "host"
 	ServerReflexive Kind = "srflx"
 	PeerReflexive   Kind = "prflx"
+	// PortMapped is a port of the peer's router that leads to it (PCP, NAT-PMP, UPnP).
+	PortMapped Kind = "mapped"
+	// Predicted is a port that a NAT which counts is expected to give next.
+	Predicted Kind = "predicted"
 )
 
 // Candidate is a UDP transport address a peer may be reached at.
@@ -51,7 +57,7 @@ const (
 
 // MaxRemotes bounds the signalled candidates of one session, so that an attempt
 // cannot be turned into a port scan.
-const MaxRemotes = 16
+const MaxRemotes = 24
 
 // Errors of candidates and credentials.
 var (
@@ -69,14 +75,21 @@ func (c Credentials) validate(whose string) error {
 	return nil
 }
 
+// Forbidden is a network whose addresses must not be checked.
+type Forbidden struct {
+	Prefix netip.Prefix
+	// Reason follows "candidate refused", such as "the address leads into a tunnel".
+	Reason string
+}
+
 // refuse says why a signalled candidate must not be checked, nil when it may
 // be. own are the addresses this node sends from.
-func refuse(c Candidate, own []netip.AddrPort) error {
+func refuse(c Candidate, own []netip.AddrPort, forbidden []Forbidden) error {
 	reason := ""
 	ip := c.Addr.Addr()
 	switch {
-	case c.Kind != Host && c.Kind != ServerReflexive:
-		reason = fmt.Sprintf("kind %q cannot be signalled, only host and srflx", c.Kind)
+	case !slices.Contains([]Kind{Host, ServerReflexive, PortMapped, Predicted}, c.Kind):
+		reason = fmt.Sprintf("kind %q cannot be signalled, only %s, %s, %s and %s", c.Kind, Host, ServerReflexive, PortMapped, Predicted)
 	case !ip.IsValid() || ip.IsUnspecified():
 		reason = "the address is unspecified"
 	case c.Addr.Port() == 0:
@@ -91,6 +104,11 @@ func refuse(c Candidate, own []netip.AddrPort) error {
 	for _, o := range own {
 		if c.Addr == o {
 			reason = "the address is this node's own"
+		}
+	}
+	for _, f := range forbidden {
+		if reason == "" && f.Prefix.Contains(ip) {
+			reason = f.Reason
 		}
 	}
 	if reason == "" {

@@ -2,9 +2,13 @@ package punch
 
 import (
 	"cmp"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/pion/ice/v4"
+	"github.com/pion/stun/v4"
 )
 
 // pair is a candidate pair as seen from here: base and remote address.
@@ -16,7 +20,16 @@ type pair struct {
 // pair. They are the material of Explain.
 type Stats struct {
 	Pairs []PairStats
+	// Openers are the packets sent to die on the way, Probes those sent to
+	// ports that nobody had named.
+	Openers, Probes int
+	// Forged are the packets that came to opened ports and were no check of
+	// the peer's.
+	Forged int
 }
+
+// Sent is how many packets it took to get through: openers, probes and checks.
+func (s Stats) Sent() int { return s.Openers + s.Probes + s.total().RequestsSent }
 
 // PairStats counts the connectivity checks of one pair. Requests received and
 // responses received are authenticated ones only.
@@ -123,4 +136,34 @@ func (l checkList) stats(kind func(netip.AddrPort) Kind) Stats {
 		return cmp.Or(a.Local.Compare(b.Local), a.Remote.Addr.Compare(b.Remote.Addr))
 	})
 	return s
+}
+
+// prflxPriority is the PRIORITY of a check that is sent beside pion's: that of a
+// peer-reflexive candidate (RFC 8445 section 7.1.1), with the local preference
+// and the component that pion gives its own.
+const prflxPriority = 110<<24 | 65535<<8 | 255
+
+// newCheck builds a connectivity check, RFC 8445 section 7.2.2, that nominates
+// nothing.
+func (s *Session) newCheck() (*stun.Message, error) {
+	// The tie-breaker only matters in a role conflict, and roles are assigned.
+	var role stun.Setter = ice.AttrControlled(rand.Uint64())
+	if s.role == Controlling {
+		role = ice.AttrControlling(rand.Uint64())
+	}
+	return stun.Build(stun.TransactionID, stun.BindingRequest,
+		stun.NewUsername(s.remote.Ufrag+":"+s.local.Ufrag), role, ice.PriorityAttr(prflxPriority),
+		stun.NewShortTermIntegrity(s.remote.Pwd), stun.Fingerprint)
+}
+
+// isCheck reports whether a packet is a check of the peer's for this session.
+func (s *Session) isCheck(payload []byte) bool {
+	// A copy: verification scribbles on the message.
+	msg := stun.Message{Raw: append([]byte(nil), payload...)}
+	if !stun.IsMessage(payload) || msg.Decode() != nil || msg.Type != stun.BindingRequest {
+		return false
+	}
+	username, err := msg.Get(stun.AttrUsername)
+	return err == nil && string(username) == s.local.Ufrag+":"+s.remote.Ufrag &&
+		stun.NewShortTermIntegrity(s.local.Pwd).Check(&msg) == nil
 }

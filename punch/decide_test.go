@@ -3,40 +3,138 @@ package punch
 import (
 	"net/netip"
 	"slices"
-	"strings"
 	"testing"
 	"time"
+
+	"github.com/bodkin-net/bodkin/punch/nat"
 )
 
 func TestDecide(t *testing.T) {
-	var none netip.AddrPort
-	base := netip.MustParseAddrPort("192.168.1.10:4500")
-	one := netip.MustParseAddrPort("203.0.113.10:4500")
-	two := netip.MustParseAddrPort("203.0.113.10:4501")
-	const ei, apd = EndpointIndependent, AddressAndPortDependent
-	for name, tc := range map[string]struct {
-		mapped [2]netip.AddrPort
-		other  answer
-		want   NAT
-	}{
-		"no NAT, no firewall": {[2]netip.AddrPort{base, base}, answered, NAT{false, ei, ei, base, ""}},
-		"firewall":            {[2]netip.AddrPort{base, base}, unanswered, NAT{false, ei, apd, base, ""}},
-		"full cone":           {[2]netip.AddrPort{one, one}, answered, NAT{true, ei, ei, one, ""}},
-		"port-restricted":     {[2]netip.AddrPort{one, one}, unanswered, NAT{true, ei, apd, one, ""}},
-		"symmetric":           {[2]netip.AddrPort{one, two}, unanswered, NAT{true, apd, apd, one, ""}},
-		"symmetric, open":     {[2]netip.AddrPort{one, two}, answered, NAT{true, apd, ei, one, ""}},
-		"not asked":           {[2]netip.AddrPort{one, one}, notAsked, NAT{true, ei, "", one, ""}},
-		"second port silent":  {[2]netip.AddrPort{one, none}, unanswered, NAT{true, "", apd, one, ""}},
-		"first port silent":   {[2]netip.AddrPort{none, two}, notAsked, NAT{true, "", "", two, ""}},
-		"only one, no NAT":    {[2]netip.AddrPort{base, none}, answered, NAT{false, ei, ei, base, ""}},
-		"nothing":             {[2]netip.AddrPort{none, none}, notAsked, NAT{Blocked: "no answer from 203.0.113.1:3478 nor 203.0.113.1:3479 over UDP"}},
-	} {
-		o := observations{
-			servers: [2]netip.AddrPort{netip.MustParseAddrPort("203.0.113.1:3478"), netip.MustParseAddrPort("203.0.113.1:3479")},
-			mapped:  tc.mapped, otherPort: tc.other,
+	at := netip.MustParseAddrPort
+	base := at("192.168.1.10:4500")
+	p1, p2, alt := at("203.0.113.1:3478"), at("203.0.113.1:3479"), at("203.0.113.1:3480")
+	addr, both := at("203.0.113.2:3478"), at("203.0.113.2:3480") // of a second address
+	const ei, ad, apd = nat.EndpointIndependent, nat.AddressDependent, nat.AddressAndPortDependent
+	mapped := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr("203.0.113.10"), port) }
+	// towards makes the mappings of a NAT that gives ports, in this order, to the destinations.
+	towards := func(dsts []netip.AddrPort, ports ...uint16) (out []mappingSeen) {
+		for i, port := range ports {
+			out = append(out, mappingSeen{dsts[i], mapped(port)})
 		}
-		if got := decide(base, o); got != tc.want {
-			t.Errorf("%s: %+v, want %+v", name, got, tc.want)
+		return out
+	}
+	three, five := []netip.AddrPort{p1, p2, alt}, []netip.AddrPort{p1, p2, addr, alt, both}
+	for name, tc := range map[string]struct {
+		seen observations
+		want nat.NAT
+	}{
+		"no NAT, no firewall": {
+			observations{mappings: []mappingSeen{{p1, base}, {p2, base}}, answers: answers{port: answered}},
+			nat.NAT{Mapping: ei, Filtering: ei},
+		},
+		"firewall": {
+			observations{mappings: []mappingSeen{{p1, base}, {p2, base}}, answers: answers{port: unanswered}},
+			nat.NAT{Mapping: ei, Filtering: apd},
+		},
+		"only one answer, no NAT": {
+			observations{mappings: []mappingSeen{{p1, base}}, answers: answers{port: answered}},
+			nat.NAT{Mapping: ei, Filtering: ei},
+		},
+		"full cone": {
+			observations{mappings: towards(three, 9000, 9000), answers: answers{port: answered}, poisoned: nat.No, hairpin: nat.Yes, hops: 2},
+			nat.NAT{Present: true, Mapping: ei, Filtering: ei, Poisoned: nat.No, Hairpin: nat.Yes, Hops: 2},
+		},
+		"port-restricted, preserving": {
+			observations{mappings: towards(three, 4500, 4500), answers: answers{port: unanswered}, poisoned: nat.No, hairpin: nat.No, hops: 3},
+			nat.NAT{Present: true, Mapping: ei, Filtering: apd, Allocation: nat.Preserving, Poisoned: nat.No, Hairpin: nat.No, Hops: 3},
+		},
+		"poisoned": {
+			observations{mappings: towards(three, 4500, 4500), answers: answers{port: unanswered}, poisoned: nat.Yes},
+			nat.NAT{Present: true, Mapping: ei, Filtering: apd, Allocation: nat.Preserving, Poisoned: nat.Yes},
+		},
+		"memory not known": {
+			observations{mappings: towards(three, 4500, 4500), answers: answers{port: unanswered}},
+			nat.NAT{Present: true, Mapping: ei, Filtering: apd, Allocation: nat.Preserving},
+		},
+		"no alternates": {
+			observations{mappings: towards(three, 4500, 4500)},
+			nat.NAT{Present: true, Mapping: ei, Allocation: nat.Preserving},
+		},
+		"the second port is the alternate": {
+			observations{mappings: []mappingSeen{{p1, mapped(4500)}, {alt, mapped(4500)}}, answers: answers{port: unanswered}, poisoned: nat.No},
+			nat.NAT{Present: true, Mapping: ei, Filtering: apd, Allocation: nat.Preserving, Poisoned: nat.No},
+		},
+		"symmetric or poisoned, which cannot be told": {
+			observations{mappings: []mappingSeen{{p1, mapped(4500)}, {alt, mapped(1721)}}, answers: answers{port: unanswered}},
+			nat.NAT{Present: true, Mapping: apd, Filtering: apd, Allocation: nat.Random},
+		},
+		"address-restricted": {
+			observations{mappings: towards(five, 9000, 9000, 9000), poisoned: nat.No, answers: answers{answered, unanswered}},
+			nat.NAT{Present: true, Mapping: ei, Filtering: ad, Poisoned: nat.No},
+		},
+		"full cone, two addresses": {
+			observations{mappings: towards(five, 9000, 9000, 9000), poisoned: nat.No, answers: answers{answered, answered}},
+			nat.NAT{Present: true, Mapping: ei, Filtering: ei, Poisoned: nat.No},
+		},
+		"symmetric by address": {
+			observations{mappings: towards(five, 9000, 9000, 31000, 9000, 31000), answers: answers{answered, unanswered}},
+			nat.NAT{Present: true, Mapping: ad, Filtering: ad, Allocation: nat.Random},
+		},
+		"symmetric by address, counting or not": {
+			observations{mappings: towards(five, 9000, 9000, 9001, 9000, 9001), answers: answers{answered, unanswered}},
+			nat.NAT{Present: true, Mapping: ad, Filtering: ad},
+		},
+		"symmetric, two addresses": {
+			observations{mappings: towards(five, 9000, 9002, 9004, 9006, 9008), answers: answers{unanswered, unanswered}},
+			nat.NAT{Present: true, Mapping: apd, Filtering: apd, Allocation: nat.Sequential, Step: 2},
+		},
+		"symmetric, random": {
+			observations{mappings: towards(three, 9000, 41234, 17), answers: answers{port: unanswered}},
+			nat.NAT{Present: true, Mapping: apd, Filtering: apd, Allocation: nat.Random},
+		},
+		"symmetric, open": {
+			observations{mappings: towards(three, 9000, 41234, 17), answers: answers{port: answered}},
+			nat.NAT{Present: true, Mapping: apd, Filtering: ei, Allocation: nat.Random},
+		},
+		"symmetric, with neighbours that take ports": {
+			observations{mappings: towards(three, 9000, 9001, 9008), answers: answers{port: unanswered}},
+			nat.NAT{Present: true, Mapping: apd, Filtering: apd, Allocation: nat.Sequential, Step: 1},
+		},
+		"symmetric, counting down": {
+			observations{mappings: towards(three, 9000, 8996, 8994), answers: answers{port: unanswered}},
+			nat.NAT{Present: true, Mapping: apd, Filtering: apd, Allocation: nat.Sequential, Step: -2},
+		},
+		"symmetric, up and down": {
+			observations{mappings: towards(three, 9000, 9004, 9001), answers: answers{port: unanswered}},
+			nat.NAT{Present: true, Mapping: apd, Filtering: apd, Allocation: nat.Random},
+		},
+		"symmetric, two answers close to each other": {
+			observations{mappings: towards(three, 9000, 9004), answers: answers{port: unanswered}},
+			nat.NAT{Present: true, Mapping: apd, Filtering: apd},
+		},
+		"symmetric, of several public addresses": {
+			observations{mappings: []mappingSeen{{p1, mapped(9000)}, {p2, at("203.0.113.11:9001")}}},
+			nat.NAT{Present: true, Mapping: apd, Allocation: nat.Random},
+		},
+		"two servers that have nothing in common": {
+			observations{mappings: []mappingSeen{{p1, mapped(9000)}, {addr, mapped(9700)}}},
+			nat.NAT{Present: true, Mapping: apd, Allocation: nat.Random},
+		},
+		"second port silent": {
+			observations{mappings: towards(three, 9000), answers: answers{port: unanswered}},
+			nat.NAT{Present: true, Filtering: apd},
+		},
+		"nothing": {
+			observations{servers: [2]netip.AddrPort{p1, p2}},
+			nat.NAT{Blocked: "no answer from 203.0.113.1:3478 nor 203.0.113.1:3479 over UDP"},
+		},
+	} {
+		got := decide(base, tc.seen)
+		if got.NAT != tc.want {
+			t.Errorf("%s:\ngot  %+v\nwant %+v", name, got.NAT, tc.want)
+		}
+		if got.Mapped != tc.seen.mapped() {
+			t.Errorf("%s: mapped %s, want %s", name, got.Mapped, tc.seen.mapped())
 		}
 	}
 }
@@ -86,75 +184,6 @@ func TestInterfaces(t *testing.T) {
 		return i.Loopback && i.Up && slices.Contains(i.Addrs, netip.MustParseAddr("127.0.0.1"))
 	}) {
 		t.Errorf("no loopback interface in %+v", ifaces)
-	}
-}
-
-func TestExplainNATs(t *testing.T) {
-	kinds := []struct {
-		name string
-		nat  NAT
-	}{
-		{"none", NAT{false, EndpointIndependent, EndpointIndependent, netip.AddrPort{}, ""}},
-		{"full cone", NAT{true, EndpointIndependent, EndpointIndependent, netip.AddrPort{}, ""}},
-		{"address-restricted", NAT{true, EndpointIndependent, AddressDependent, netip.AddrPort{}, ""}},
-		{"port-restricted", NAT{true, EndpointIndependent, AddressAndPortDependent, netip.AddrPort{}, ""}},
-		{"symmetric", NAT{true, AddressAndPortDependent, AddressAndPortDependent, netip.AddrPort{}, ""}},
-		{"symmetric, open", NAT{true, AddressAndPortDependent, EndpointIndependent, netip.AddrPort{}, ""}},
-		{"firewall", NAT{false, EndpointIndependent, AddressAndPortDependent, netip.AddrPort{}, ""}},
-		{"unknown", NAT{}},
-		{"mapping unknown", NAT{true, "", AddressAndPortDependent, netip.AddrPort{}, ""}},
-	}
-	const silent = "nothing came back"
-	blamed := map[[2]string]string{
-		{"symmetric", "symmetric"}:             "both NATs are symmetric",
-		{"symmetric", "symmetric, open"}:       "both NATs are symmetric",
-		{"symmetric, open", "symmetric"}:       "both NATs are symmetric",
-		{"symmetric, open", "symmetric, open"}: "both NATs are symmetric",
-	}
-	for _, sym := range []string{"symmetric", "symmetric, open"} {
-		for filter, words := range map[string]string{
-			"port-restricted": "port-filtering NAT", "firewall": "port-filtering firewall", "mapping unknown": "port-filtering NAT",
-		} {
-			blamed[[2]string{sym, filter}] = "symmetric NAT (address-and-port-dependent mapping) here and " + words + " at the peer"
-			blamed[[2]string{filter, sym}] = "symmetric NAT (address-and-port-dependent mapping) at the peer and " + words + " here"
-		}
-	}
-	tried := Stats{Pairs: []PairStats{{RequestsSent: 84}}}
-	for _, l := range kinds {
-		for _, r := range kinds {
-			want, ok := blamed[[2]string{l.name, r.name}]
-			if !ok {
-				want = silent
-			}
-			if got := Explain(l.nat, r.nat, tried); !strings.Contains(got, want) {
-				t.Errorf("%s × %s: %q, want it to say %q", l.name, r.name, got, want)
-			}
-		}
-	}
-}
-
-func TestExplainEvidence(t *testing.T) {
-	sym := NAT{Present: true, Mapping: AddressAndPortDependent, Filtering: AddressAndPortDependent}
-	to := func(addr string, p PairStats) PairStats {
-		p.Remote.Addr = netip.MustParseAddrPort(addr)
-		return p
-	}
-	for _, tc := range []struct {
-		local, remote NAT
-		stats         Stats
-		want          string
-	}{
-		{NAT{Blocked: "no answer from X"}, sym, Stats{}, "UDP does not leave this network: no answer from X"},
-		{sym, NAT{Blocked: "no answer from Y"}, Stats{}, "UDP does not leave the peer's network: no answer from Y"},
-		{sym, sym, Stats{}, "no check could be sent: the peer named no address that may be tried"},
-		{sym, sym, Stats{[]PairStats{{RequestsSent: 9, RequestsReceived: 3}}}, "the peer's checks arrive here, but neither our answers nor our checks reach it: something on the way to the peer drops them"},
-		{NAT{}, NAT{}, Stats{[]PairStats{{RequestsSent: 9, RequestsReceived: 3, ResponsesReceived: 1}}}, "checks were answered, but the attempt ended before both sides agreed on a path"},
-		{NAT{}, NAT{}, Stats{[]PairStats{to("192.0.2.1:1", PairStats{RequestsSent: 1})}}, "1 check sent to 1 address, nothing came back: a firewall drops UDP between the two, or the peer did not start"},
-		{NAT{}, NAT{}, Stats{[]PairStats{to("192.0.2.1:1", PairStats{RequestsSent: 5}), to("192.0.2.1:2", PairStats{RequestsSent: 5}), to("192.0.2.1:2", PairStats{RequestsSent: 5})}}, "15 checks sent to 2 addresses, nothing came back: a firewall drops UDP between the two, or the peer did not start"},
-	} {
-		if got := Explain(tc.local, tc.remote, tc.stats); got != tc.want {
-			t.Errorf("got  %q\nwant %q", got, tc.want)
-		}
 	}
 }
 

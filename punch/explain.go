@@ -3,63 +3,72 @@ package punch
 import (
 	"fmt"
 	"net/netip"
+
+	"github.com/bodkin-net/bodkin/punch/nat"
 )
 
-// Explain says in words why an ICE attempt found no path, from what is known of
-// both NATs and what the checks met. What was seen comes before what can
-// be concluded; a NAT is blamed only if it makes a path impossible, not merely
-// unlikely.
-func Explain(local, remote NAT, st Stats) string {
-	t := st.total()
+// Attempt is all that is known of an attempt that found no path.
+type Attempt struct {
+	Local, Remote nat.Site
+	// Strategy is what was tried.
+	Strategy nat.Strategy
+	// Hopeless is why no path was expected, empty when one was.
+	Hopeless string
+	// Trouble is why this side could not do its part of the strategy, nil when
+	// it could.
+	Trouble error
+	Stats   Stats
+}
+
+// Explain says in words why an attempt found no path. What was seen comes before
+// what can be concluded: a NAT is blamed only if it makes a path impossible, not
+// merely unlikely, and only if nothing was seen that speaks against it.
+func Explain(a Attempt) string {
+	t := a.Stats.total()
 	switch {
-	case local.Blocked != "":
-		return "UDP does not leave this network: " + local.Blocked
-	case remote.Blocked != "":
-		return "UDP does not leave the peer's network: " + remote.Blocked
-	case t.RequestsSent == 0:
-		return "no check could be sent: the peer named no address that may be tried"
 	case t.ResponsesReceived > 0:
 		return "checks were answered, but the attempt ended before both sides agreed on a path"
 	case t.RequestsReceived > 0:
 		return "the peer's checks arrive here, but neither our answers nor our checks reach it: something on the way to the peer drops them"
+	case a.Hopeless != "":
+		return a.Hopeless
+	case a.Local.NAT.Blocked != "":
+		return "UDP does not leave this network: " + a.Local.NAT.Blocked
+	case a.Remote.NAT.Blocked != "":
+		return "UDP does not leave the peer's network: " + a.Remote.NAT.Blocked
+	case t.RequestsSent == 0:
+		return "no check could be sent: the peer named no address that may be tried"
+	case a.Trouble != nil:
+		return "this side could not do its part: " + a.Trouble.Error()
 	}
-	if why := impossible(local, remote); why != "" {
-		return why
+	return a.silence() + a.forged()
+}
+
+// silence explains an attempt in which nothing came back.
+func (a Attempt) silence() string {
+	st := a.Stats
+	verdict := nat.Judge(a.Local, a.Remote)
+	switch {
+	case verdict.Expect == nat.Relay:
+		return verdict.Reason
+	case a.Strategy == nat.Probe && st.Probes > 0:
+		return fmt.Sprintf("%s sent to the peer's NAT, none hit a port that the peer holds open", count(st.Probes, "probe"))
+	case a.Strategy == nat.Probe:
+		return fmt.Sprintf("%s opened towards the peer, none of its probes hit one", count(st.Openers, "port"))
+	case a.Strategy == nat.Predict:
+		return fmt.Sprintf("%s sent to predicted ports, nothing came back: other traffic may have taken the ports", count(st.total().RequestsSent, "check"))
+	case verdict.Strategy == nat.Probe || verdict.Strategy == nat.Predict:
+		return verdict.Reason + "; this attempt did not"
 	}
 	return fmt.Sprintf("%s sent to %s, nothing came back: a firewall drops UDP between the two, or the peer did not start",
-		count(t.RequestsSent, "check"), count(remotes(st), "address"))
+		count(st.total().RequestsSent, "check"), count(remotes(st), "address"))
 }
 
-// impossible says why two NATs cannot be passed by checks from one port; empty
-// when they can, or when too little is known.
-//
-// A mapping that depends on the destination has a port nobody can name before
-// it is used. The peer can only learn it from a packet that arrives, so its
-// filter must admit that packet from any port; and its own mapping must be one
-// that can be aimed at.
-func impossible(local, remote NAT) string {
-	here, there := symmetric(local), symmetric(remote)
-	const unpredictable = "symmetric NAT (%s mapping) %s and %s %s: the port to aim at changes with the destination, so neither side's packets match"
-	switch {
-	case here && there:
-		return "both NATs are symmetric (mapping depends on the destination): each side's port is only known once the other has reached it, so neither can aim"
-	case here && remote.Filtering == AddressAndPortDependent:
-		return fmt.Sprintf(unpredictable, local.Mapping, "here", filter(remote), "at the peer")
-	case there && local.Filtering == AddressAndPortDependent:
-		return fmt.Sprintf(unpredictable, remote.Mapping, "at the peer", filter(local), "here")
+func (a Attempt) forged() string {
+	if a.Stats.Forged == 0 {
+		return ""
 	}
-	return ""
-}
-
-func symmetric(n NAT) bool {
-	return n.Present && (n.Mapping == AddressDependent || n.Mapping == AddressAndPortDependent)
-}
-
-func filter(n NAT) string {
-	if n.Present {
-		return "port-filtering NAT"
-	}
-	return "port-filtering firewall"
+	return fmt.Sprintf("; %s that came in ignored, since they were not the peer's", count(a.Stats.Forged, "packet"))
 }
 
 // remotes is how many of the peer's addresses were tried.

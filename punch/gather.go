@@ -1,11 +1,16 @@
 package punch
 
 import (
+	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
+	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -97,12 +102,18 @@ func isVirtual(name string) bool {
 	return false
 }
 
-// Interfaces reads this machine's interfaces, in the kernel's order.
+// Interfaces reads this machine's interfaces, in the kernel's order, without
+// the IPv6 addresses that will not stay.
 func Interfaces() ([]Interface, error) {
 	list, err := net.Interfaces()
 	if err != nil {
 		return nil, fmt.Errorf("list network interfaces: %w", err)
 	}
+	table, err := os.ReadFile("/proc/net/if_inet6")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // a kernel without IPv6 has none
+		return nil, fmt.Errorf("list IPv6 addresses: %w", err)
+	}
+	passing := passingAddrs(string(table))
 	var out []Interface
 	for _, ifc := range list {
 		addrs, err := ifc.Addrs()
@@ -112,11 +123,38 @@ func Interfaces() ([]Interface, error) {
 		}
 		i := Interface{Name: ifc.Name, Up: ifc.Flags&net.FlagUp != 0, Loopback: ifc.Flags&net.FlagLoopback != 0}
 		for _, a := range addrs {
-			if p, err := netip.ParsePrefix(a.String()); err == nil {
+			if p, err := netip.ParsePrefix(a.String()); err == nil && !passing[p.Addr()] {
 				i.Addrs = append(i.Addrs, p.Addr())
 			}
 		}
 		out = append(out, i)
 	}
 	return out, nil
+}
+
+// Flags of an IPv6 address, linux/if_addr.h.
+const (
+	flagTemporary  = 0x01 // RFC 8981: replaced within a day
+	flagDeprecated = 0x20 // RFC 4862 section 5.5.4: not for new communication
+)
+
+// passingAddrs reads from the lines of /proc/net/if_inet6 which addresses a
+// tunnel must not be built on: they go while the host keeps another one of the
+// same network. A line is address, interface, prefix length, scope and flags,
+// all in hexadecimal, and the interface's name.
+func passingAddrs(table string) map[netip.Addr]bool {
+	passing := map[netip.Addr]bool{}
+	for line := range strings.Lines(table) {
+		f := strings.Fields(line)
+		if len(f) < 6 {
+			continue
+		}
+		raw, err := hex.DecodeString(f[0])
+		a, ok := netip.AddrFromSlice(raw)
+		flags, err2 := strconv.ParseUint(f[4], 16, 32)
+		if err == nil && ok && err2 == nil && flags&(flagTemporary|flagDeprecated) != 0 {
+			passing[a] = true
+		}
+	}
+	return passing
 }

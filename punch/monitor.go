@@ -3,16 +3,10 @@ package punch
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
-	"github.com/pion/ice/v4"
 	"github.com/pion/stun/v4"
 )
-
-// consentPriority is the PRIORITY that RFC 8445 section 7.1.1 demands in every
-// check; on a path that is already chosen nobody reads it.
-const consentPriority = 1
 
 // Monitor watches the current path until it is lost (ErrConsentLost), ctx ends
 // (its error) or the session is closed (ErrClosed). It follows the path when it
@@ -78,14 +72,7 @@ func (s *Session) heardAt() time.Time {
 // same way is told to answers. Each check is a transaction of its own, RFC 7675
 // section 5.1.
 func (s *Session) sendConsent(path Path, answers chan<- struct{}) (transactionID, error) {
-	// The tie-breaker only matters in a role conflict, and roles are assigned.
-	var role stun.Setter = ice.AttrControlled(rand.Uint64())
-	if s.role == Controlling {
-		role = ice.AttrControlling(rand.Uint64())
-	}
-	msg, err := stun.Build(stun.TransactionID, stun.BindingRequest,
-		stun.NewUsername(s.remote.Ufrag+":"+s.local.Ufrag), role, ice.PriorityAttr(consentPriority),
-		stun.NewShortTermIntegrity(s.remote.Pwd), stun.Fingerprint)
+	msg, err := s.newCheck()
 	if err != nil {
 		return transactionID{}, err
 	}

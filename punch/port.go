@@ -26,6 +26,7 @@ var (
 	ErrClosed    = errors.New("closed")
 	ErrNoBase    = errors.New("no socket with this local address")
 	ErrUfragUsed = errors.New("ufrag is in use")
+	ErrNoTTL     = errors.New("socket cannot give a packet a time to live of its own")
 )
 
 // Port is the shared UDP port: one socket per local address (the bases of RFC
@@ -148,9 +149,30 @@ func (p *Port) send(local, to netip.AddrPort, payload []byte) error {
 	if err := writeTo(b.conn, payload, to); err != nil {
 		return fmt.Errorf("send from %s to %s: %w", local, to, err)
 	}
+	p.count(payload)
+	return nil
+}
+
+// sendTTL is send with a time to live (hop limit), or ErrNoTTL.
+func (p *Port) sendTTL(local, to netip.AddrPort, payload []byte, ttl int) error {
+	b, err := p.base(local)
+	if err != nil {
+		return err
+	}
+	c, ok := b.conn.(ttlConn)
+	if !ok {
+		return fmt.Errorf("%s: %w", local, ErrNoTTL)
+	}
+	if _, err := c.WriteToTTL(payload, to, ttl); err != nil {
+		return fmt.Errorf("send from %s to %s with TTL %d: %w", local, to, ttl, err)
+	}
+	p.count(payload)
+	return nil
+}
+
+func (p *Port) count(payload []byte) {
 	p.packetsOut.Add(1)
 	p.bytesOut.Add(uint64(len(payload)))
-	return nil
 }
 
 // expect hands every response to transaction id to handle until forget.
@@ -251,6 +273,11 @@ func (p *Port) handler(msg *stun.Message) func(packet) {
 type addrPortConn interface {
 	ReadFromAddrPort([]byte) (int, netip.AddrPort, error)
 	WriteToAddrPort([]byte, netip.AddrPort) (int, error)
+}
+
+// ttlConn is a socket that can give a single packet a time to live.
+type ttlConn interface {
+	WriteToTTL(b []byte, to netip.AddrPort, ttl int) (int, error)
 }
 
 func readFrom(c net.PacketConn, buf []byte) (int, netip.AddrPort, error) {

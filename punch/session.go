@@ -13,11 +13,6 @@ import (
 )
 
 const (
-	// acceptanceWait is how long a path through a NAT waits for a better one:
-	// two hosts of one LAN that also see each other through a hairpin must
-	// choose the LAN. A LAN answers within it; a longer wait would be added to
-	// every punch.
-	acceptanceWait = 40 * time.Millisecond
 	// checkTimeout is how long an answer to a check is accepted; pion's own.
 	checkTimeout = 4 * time.Second
 	// maxChecks is above any attempt's length over checkTick: the caller ends
@@ -37,7 +32,9 @@ type SessionConfig struct {
 	Local, Remote Credentials
 	// Remotes are the peer's candidates known so far; AddRemote brings more.
 	Remotes []Candidate
-	Log     *slog.Logger
+	// Forbidden are networks no candidate may be in.
+	Forbidden []Forbidden
+	Log       *slog.Logger
 }
 
 // Path is a working candidate pair.
@@ -57,6 +54,7 @@ type Session struct {
 	port          *Port
 	role          Role
 	local, remote Credentials
+	forbidden     []Forbidden
 	log           *slog.Logger
 	agent         *ice.Agent
 	conns         map[netip.AddrPort]*checkConn // read-only after NewSession
@@ -72,6 +70,7 @@ type Session struct {
 	pending   []pendingCheck
 	path      Path
 	lastHeard time.Time // last valid check from the peer on any pair
+	sent      Stats     // Openers, Probes and Forged
 }
 
 type pendingCheck struct {
@@ -91,7 +90,8 @@ func (p *Port) NewSession(cfg SessionConfig) (*Session, error) {
 		return nil, err
 	}
 	s := &Session{
-		port: p, role: cfg.Role, local: cfg.Local, remote: cfg.Remote, log: cfg.Log,
+		port: p, role: cfg.Role, local: cfg.Local, remote: cfg.Remote,
+		forbidden: cfg.Forbidden, log: cfg.Log,
 		conns:    map[netip.AddrPort]*checkConn{},
 		done:     make(chan struct{}),
 		checkNow: make(chan struct{}, 1),
@@ -99,7 +99,7 @@ func (p *Port) NewSession(cfg SessionConfig) (*Session, error) {
 		kinds:    map[netip.AddrPort]Kind{},
 		checks:   checkList{},
 	}
-	if err := s.newAgent(); err != nil {
+	if err := s.newAgent(acceptanceFor(p.Local(), cfg.Remotes)); err != nil {
 		return nil, fmt.Errorf("ICE agent: %w", err)
 	}
 	for _, c := range cfg.Remotes {
@@ -118,7 +118,7 @@ func (p *Port) NewSession(cfg SessionConfig) (*Session, error) {
 // peer learns the mapped address from elsewhere. It never pings after
 // nomination nor fails by itself: consent is Monitor's, the attempt's end the
 // caller's.
-func (s *Session) newAgent() error {
+func (s *Session) newAgent(acceptance time.Duration) error {
 	var err error
 	s.agent, err = ice.NewAgentWithOptions(
 		ice.WithLocalCredentials(s.local.Ufrag, s.local.Pwd),
@@ -132,8 +132,8 @@ func (s *Session) newAgent() error {
 		ice.WithCheckInterval(checkTick),
 		ice.WithMaxBindingRequests(maxChecks),
 		ice.WithHostAcceptanceMinWait(0),
-		ice.WithSrflxAcceptanceMinWait(acceptanceWait),
-		ice.WithPrflxAcceptanceMinWait(acceptanceWait),
+		ice.WithSrflxAcceptanceMinWait(acceptance),
+		ice.WithPrflxAcceptanceMinWait(acceptance),
 		ice.WithBindingRequestHandler(s.checked),
 		ice.WithLoggerFactory(pionLogs{s.log}),
 	)
@@ -173,7 +173,7 @@ func (s *Session) Start() error {
 // already is not an error.
 func (s *Session) AddRemote(c Candidate) error {
 	c.Addr = unmap(c.Addr)
-	if err := refuse(c, s.port.Local()); err != nil {
+	if err := refuse(c, s.port.Local(), s.forbidden); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -190,7 +190,7 @@ func (s *Session) AddRemote(c Candidate) error {
 		return fmt.Errorf("%w: %s: already %d candidates", ErrRefused, c.Addr, MaxRemotes)
 	}
 	newRemote := newHost
-	if c.Kind == ServerReflexive {
+	if c.Kind != Host {
 		newRemote = newServerReflexive
 	}
 	cand, err := newRemote(c.Addr)
@@ -214,7 +214,39 @@ func (s *Session) Paths() <-chan Path { return s.paths }
 func (s *Session) Checked() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.checks.stats(s.kind)
+	st := s.checks.stats(s.kind)
+	st.Openers, st.Probes, st.Forged = s.sent.Openers, s.sent.Probes, s.sent.Forged
+	return st
+}
+
+// note changes the counts of what is sent and received beside the checks.
+func (s *Session) note(change func(*Stats)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(&s.sent)
+}
+
+// hurry restarts the pacing of the checks to remote: a way to it has opened.
+func (s *Session) hurry(remote netip.AddrPort) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for p, c := range s.checks {
+		if p.remote == remote {
+			c.alive(time.Now())
+		}
+	}
+}
+
+// heardFrom reports whether a valid check has come from that address.
+func (s *Session) heardFrom(a netip.Addr) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for p, c := range s.checks {
+		if p.remote.Addr() == a && c.heard > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // CheckNow makes Monitor check at once: there is evidence of trouble.
@@ -332,18 +364,6 @@ func (s *Session) expire(now time.Time) {
 		n++
 	}
 	s.pending = s.pending[n:]
-}
-
-func newHost(a netip.AddrPort) (ice.Candidate, error) {
-	return ice.NewCandidateHost(&ice.CandidateHostConfig{
-		Network: "udp", Address: a.Addr().String(), Port: int(a.Port()), Component: ice.ComponentRTP,
-	})
-}
-
-func newServerReflexive(a netip.AddrPort) (ice.Candidate, error) {
-	return ice.NewCandidateServerReflexive(&ice.CandidateServerReflexiveConfig{
-		Network: "udp", Address: a.Addr().String(), Port: int(a.Port()), Component: ice.ComponentRTP,
-	})
 }
 
 // addrOf is the transport address of a pion candidate; pion parsed it before,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -225,11 +226,19 @@ func TestAddRemoteRefuses(t *testing.T) {
 	if err := s.AddRemote(Candidate{PeerReflexive, netip.MustParseAddrPort("192.0.2.1:1")}); !errors.Is(err, ErrRefused) {
 		t.Errorf("peer-reflexive: %v, want %v", err, ErrRefused)
 	}
-	for i := range MaxRemotes {
-		must(t, s.AddRemote(Candidate{Host, netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), uint16(1000+i))}))
+	tunnel := netip.MustParseAddrPort("10.233.67.9:4500")
+	s.forbidden = []Forbidden{{netip.MustParsePrefix("10.233.67.0/24"), "it leads into a tunnel"}}
+	if err := s.AddRemote(Candidate{Host, tunnel}); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "it leads into a tunnel") {
+		t.Errorf("forbidden network: %v, want %v with its reason", err, ErrRefused)
 	}
-	if err := s.AddRemote(Candidate{Host, netip.MustParseAddrPort("192.0.2.1:2000")}); !errors.Is(err, ErrRefused) {
-		t.Errorf("candidate %d: %v, want %v", MaxRemotes+1, err, ErrRefused)
+	kinds := []Kind{Host, ServerReflexive, PortMapped, Predicted}
+	for i := range MaxRemotes {
+		must(t, s.AddRemote(Candidate{kinds[i%len(kinds)], netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), uint16(1000+i))}))
+	}
+	for i := range 1000 { // a prediction that would be a port scan
+		if err := s.AddRemote(Candidate{Predicted, netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), uint16(2000+i))}); !errors.Is(err, ErrRefused) {
+			t.Fatalf("candidate %d: %v, want %v", MaxRemotes+1+i, err, ErrRefused)
+		}
 	}
 }
 

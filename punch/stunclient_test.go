@@ -9,7 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/pion/transport/v5/vnet"
+	"github.com/pion/stun/v4"
 )
 
 var stunCred = STUNCredential{"beijing.edge1", "a password of this session"}
@@ -21,7 +21,7 @@ func loopback(t *testing.T, cred STUNCredential) (*Port, netip.AddrPort, *stunSe
 		must(t, err)
 		return c
 	}
-	server := startSTUN(t, cred, socket(), socket())
+	server := startSTUN(t, cred, map[int]int{0: 1}, socket(), socket())
 	p := openPort(t, socket())
 	return p, p.Local()[0], server
 }
@@ -46,8 +46,8 @@ func TestBind(t *testing.T) {
 			}
 			res, err = p.Bind(t.Context(), from, server.addrs()[0], BindOptions{Credential: cred, ChangePort: true})
 			must(t, err)
-			if res.Origin != server.addrs()[1] {
-				t.Errorf("origin %s, want the other port %s", res.Origin, server.addrs()[1])
+			if other := server.addrs()[1]; res.Origin != other || res.Other != other {
+				t.Errorf("%+v, want it from the other port %s, and that named", res, other)
 			}
 			if got := p.Traffic(); got.PacketsIn != 2 || got.PacketsOut < 2 || got.BytesIn == 0 || got.BytesOut == 0 {
 				t.Errorf("traffic %+v, want two packets each way", got)
@@ -64,7 +64,7 @@ func TestBindFails(t *testing.T) {
 	}{
 		"server silent":    {stunCred, func(s *stunServer) { s.deaf.Store(true) }, ErrTimeout},
 		"wrong credential": {STUNCredential{"beijing.edge1", "wrong"}, func(*stunServer) {}, ErrUnauthorised},
-		"no credential":    {STUNCredential{}, func(*stunServer) {}, ErrUnauthorised},
+		"no credential":    {STUNCredential{}, func(s *stunServer) { s.strangers.Store(false) }, ErrUnauthorised},
 		"forged answer":    {stunCred, func(s *stunServer) { s.forging.Store(true) }, ErrIntegrity},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -76,6 +76,62 @@ func TestBindFails(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A server behind a port mapping names its inside addresses, and a plain one
+// names none.
+func TestOtherAddress(t *testing.T) {
+	server := netip.MustParseAddrPort("203.0.113.1:3478")
+	at := func(s string) (net.IP, int) {
+		a := net.UDPAddrFromAddrPort(netip.MustParseAddrPort(s))
+		return a.IP, a.Port
+	}
+	other := func(s string) stun.Setter {
+		ip, port := at(s)
+		return &stun.OtherAddress{IP: ip, Port: port}
+	}
+	origin := func(s string) stun.Setter {
+		ip, port := at(s)
+		return &stun.ResponseOrigin{IP: ip, Port: port}
+	}
+	for name, tc := range map[string]struct {
+		attributes []stun.Setter
+		want       string
+	}{
+		"none":                      {nil, ""},
+		"another port":              {[]stun.Setter{other("203.0.113.1:3480")}, "203.0.113.1:3480"},
+		"another address":           {[]stun.Setter{other("203.0.113.2:3480"), origin("203.0.113.1:3478")}, "203.0.113.2:3480"},
+		"behind a port mapping":     {[]stun.Setter{other("192.168.5.2:3480"), origin("192.168.5.2:3478")}, "203.0.113.1:3480"},
+		"behind two":                {[]stun.Setter{other("192.168.5.3:3480"), origin("192.168.5.2:3478")}, "203.0.113.1:3480"},
+		"behind one, and says less": {[]stun.Setter{other("192.168.5.2:3480")}, "203.0.113.1:3480"},
+		"nonsense":                  {[]stun.Setter{other("203.0.113.2:0")}, ""},
+		"another family":            {[]stun.Setter{other("[2001:db8::1]:3480")}, ""},
+		"multicast":                 {[]stun.Setter{other("224.0.0.1:3480")}, ""},
+		"loopback":                  {[]stun.Setter{other("127.0.0.1:3480")}, ""},
+	} {
+		m := stun.MustBuild(append([]stun.Setter{stun.BindingSuccess}, tc.attributes...)...)
+		var want netip.AddrPort
+		if tc.want != "" {
+			want = netip.MustParseAddrPort(tc.want)
+		}
+		if got := otherAddress(m, server); got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+}
+
+// Unauthenticated requests leave room for all that RFC 5780 says in an answer,
+// even to a server whose answers are no longer than what was asked.
+func TestRequestPadding(t *testing.T) {
+	for name, ip := range map[string]net.IP{"IPv4": net.ParseIP("203.0.113.1").To4(), "IPv6": net.ParseIP("2001:db8::1")} {
+		req, err := bindingRequest(BindOptions{ChangePort: true})
+		must(t, err)
+		res := stun.MustBuild(req, stun.BindingSuccess, &stun.XORMappedAddress{IP: ip, Port: 1},
+			&stun.ResponseOrigin{IP: ip, Port: 1}, &stun.OtherAddress{IP: ip, Port: 1}, stun.Fingerprint)
+		if len(res.Raw) > len(req.Raw) {
+			t.Errorf("%s: %d bytes in answer to %d", name, len(res.Raw), len(req.Raw))
+		}
 	}
 }
 
@@ -110,54 +166,4 @@ func TestNewPortRefuses(t *testing.T) {
 	if _, err := NewPort([]net.PacketConn{one, one}, testLog(t)); err == nil {
 		t.Error("the same address twice, want an error")
 	}
-}
-
-func TestDiscover(t *testing.T) {
-	for name, tc := range map[string]struct {
-		nat                *vnet.NATType
-		mapping, filtering Behaviour
-	}{
-		"no NAT":             {nil, EndpointIndependent, EndpointIndependent},
-		"full cone":          {&fullCone, EndpointIndependent, EndpointIndependent},
-		"address-restricted": {&addressRestricted, EndpointIndependent, EndpointIndependent}, // one server address cannot tell
-		"port-restricted":    {&portRestricted, EndpointIndependent, AddressAndPortDependent},
-		"symmetric":          {&symmetricNAT, AddressAndPortDependent, AddressAndPortDependent},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			in := newInternet(t)
-			router, host, seen := in.wan, "203.0.113.5", "203.0.113.5"
-			if tc.nat != nil {
-				router, host, seen = in.addSite("203.0.113.10", "192.168.1", *tc.nat), "192.168.1.10", "203.0.113.10"
-			}
-			n := in.addHost(router, host)
-			in.start(stunCred)
-			p := openPort(t, listen(t, n, host+":4500"))
-			got, err := Discover(t.Context(), p, p.Local()[0], in.stun.addrs(), stunCred)
-			must(t, err)
-			if got.Mapped.Addr().String() != seen {
-				t.Errorf("mapped %s, want address %s", got.Mapped, seen)
-			}
-			got.Mapped = netip.AddrPort{}
-			if want := (NAT{Present: tc.nat != nil, Mapping: tc.mapping, Filtering: tc.filtering}); got != want {
-				t.Errorf("%+v, want %+v", got, want)
-			}
-		})
-	}
-}
-
-func TestDiscoverBlockedAndUnauthorised(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p, from, server := onTheWAN(t, stunCred)
-		server.deaf.Store(true)
-		got, err := Discover(t.Context(), p, from, server.addrs(), stunCred)
-		must(t, err)
-		if got.Blocked == "" || got.Mapped.IsValid() {
-			t.Errorf("silent server: %+v, want blocked", got)
-		}
-		server.deaf.Store(false)
-		if _, err := Discover(t.Context(), p, from, server.addrs(), STUNCredential{"x", "y"}); !errors.Is(err, ErrUnauthorised) {
-			t.Errorf("wrong credential: %v, want %v", err, ErrUnauthorised)
-		}
-	})
 }

@@ -2,6 +2,7 @@ package rendezvous
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -17,14 +18,19 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
 	"github.com/bodkin-net/bodkin/store"
 )
+
+// errTooMany marks a question whose answer would be too large.
+var errTooMany = errors.New("too many")
 
 // source is what the page, the API and the metrics show.
 type source interface {
 	snapshot(ctx context.Context) (Snapshot, error)
 	observations(node string) ([]store.Observation, error)
 	communitySources(ctx context.Context) (map[string]string, error)
+	forecast(ctx context.Context, cs []Community) (Forecast, error)
 	ready() error
 }
 
@@ -58,6 +64,8 @@ type CommunityList struct {
 type CommunityView struct {
 	Name    string   `json:"name"`
 	Members []string `json:"members"`
+	// Punch is how far punching may go between its members.
+	Punch wire.Policy `json:"punch"`
 	// Source is the file it was applied from, or communitiesDir.
 	Source string `json:"source"`
 }
@@ -164,9 +172,10 @@ func newRoutes(src source, m *metrics) *http.ServeMux {
 		snap, err := src.snapshot(r.Context())
 		reply(w, PairList{At: snap.At.UTC(), Pairs: pairsUTC(snap.Pairs)}, err)
 	})
+	addForecast(mux, src)
 	// Only for GET: a pattern for all methods would hide "method not allowed".
 	mux.HandleFunc("GET /api/", func(w http.ResponseWriter, r *http.Request) {
-		fail(w, r, http.StatusNotFound, r.URL.Path+" does not exist: there are /api/v1/nodes, communities and pairs")
+		fail(w, r, http.StatusNotFound, r.URL.Path+" does not exist: there are /api/v1/nodes, communities, pairs and forecast")
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, "ok\n")
@@ -202,7 +211,7 @@ func withHistory(src source, nodes []NodeView) ([]NodeHistory, error) {
 func withSource(cs []Community, sources map[string]string) []CommunityView {
 	out := make([]CommunityView, 0, len(cs))
 	for _, c := range cs {
-		out = append(out, CommunityView{Name: c.Name, Members: c.Members, Source: sources[c.Name]})
+		out = append(out, CommunityView{Name: c.Name, Members: c.Members, Punch: cmp.Or(c.Punch, wire.PolicyAuto), Source: sources[c.Name]})
 	}
 	return out
 }
@@ -241,6 +250,8 @@ func statusOf(err error) int {
 		return http.StatusUnprocessableEntity
 	case errors.Is(err, store.ErrNotFound):
 		return http.StatusNotFound
+	case errors.Is(err, errTooMany):
+		return http.StatusUnprocessableEntity
 	case errors.Is(err, ErrConflict):
 		return http.StatusConflict
 	case errors.Is(err, errStopped), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bodkin-net/bodkin/punch/nat"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 	"github.com/bodkin-net/bodkin/store"
 )
@@ -30,6 +31,7 @@ type fakeSource struct {
 	sources  map[string]string
 	notReady error
 	failing  error // of every call that can fail
+	known    map[wire.NodeName]*known
 
 	applied map[string]string // file → content
 	deleted []string
@@ -44,6 +46,11 @@ func (f *fakeSource) observations(node string) ([]store.Observation, error) {
 
 func (f *fakeSource) communitySources(context.Context) (map[string]string, error) {
 	return f.sources, f.failing
+}
+
+func (f *fakeSource) forecast(_ context.Context, cs []Community) (Forecast, error) {
+	pairs := newForecast(cs, f.snap.Communities, f.known)
+	return Forecast{At: f.snap.At, Pairs: pairs, Summary: summarise(pairs)}, f.failing
 }
 
 func (f *fakeSource) applyCommunities(_ context.Context, file string, r io.Reader) ([]string, error) {
@@ -93,7 +100,9 @@ func sampleSource() *fakeSource {
 	edge1.Observed, edge1.ObservedAt, edge1.ObservedBy = addr("203.0.113.20:4500"), before(14*time.Second), "stun:3478"
 	edge2 := node("beijing.edge2", wire.Edge, true, 95*time.Second)
 	edge2.NAT = wire.NAT{Present: true, Mapping: wire.AddressAndPortDependent, Filtering: wire.AddressAndPortDependent}
-	edge2.Observed = addr("203.0.113.77:61804")
+	edge2.Observed, edge2.Observed6 = addr("203.0.113.77:61804"), addr("[2001:db8:7::20]:4500")
+	edge2.NAT.Allocation, edge2.NAT.Hairpin, edge2.NAT.Hops = wire.Random, wire.Yes, 2
+	edge2.Punch, edge2.NoProbe = wire.PolicyICEOnly, "nftables is missing"
 	edge3 := node("shanghai.edge3", wire.Edge, false, 26*time.Hour)
 	edge3.Observed = addr("[2001:db8:5::17]:4500")
 
@@ -108,16 +117,22 @@ func sampleSource() *fakeSource {
 		"beijing.connector": {Kind: wire.PathPublic, Remote: addr("203.0.113.20:4500")},
 		"beijing.edge1":     {Kind: wire.PathPublic, Remote: addr("198.51.100.1:45000")},
 	}
+	relay.Verdict = VerdictView{nat.Direct, strategyPublic, "beijing.connector is a connector, reached at its public address"}
 	relay.TimeToDirect = 87 * time.Millisecond
 	punched := pair("beijing.edge1", "beijing.edge2", Direct, 94*time.Second)
 	punched.Paths = map[wire.NodeName]wire.Path{
 		"beijing.edge1": {Kind: wire.PathPeerReflexive, Remote: addr("203.0.113.77:1721")},
 		"beijing.edge2": {Kind: wire.PathServerReflexive, Remote: addr("203.0.113.20:4500")},
 	}
+	punched.Verdict = VerdictView{nat.Direct, nat.Probe,
+		"beijing.edge2 is behind a symmetric NAT with random ports: beijing.edge1 looks for one of many it opens"}
+	punched.Strategy, punched.Packets = nat.Probe, 437
 	punched.Attempts, punched.TimeToDirect, punched.LastDirect = 2, 412*time.Millisecond, sampleNow
 	offline := pair("beijing.edge1", "shanghai.edge3", Down, 26*time.Hour)
+	offline.Verdict = VerdictView{nat.Relay, nat.ICE, "no common address family"}
 	offline.Reason, offline.Attempts = "shanghai.edge3 is offline", 31
 	retry := pair("beijing.edge2", "shanghai.edge4", Down, 10*time.Second)
+	retry.Verdict = VerdictView{Expect: expectUnknown, Reason: "shanghai.edge4 has never been online: nothing is known of its NAT"}
 	retry.Reason = "both NATs are symmetric (address-and-port-dependent mapping): the port to aim at changes per destination"
 	retry.Attempts, retry.RetryAt = 7, sampleNow.Add(48*time.Second)
 
@@ -163,7 +178,7 @@ func TestAPILists(t *testing.T) {
 
 	var communities CommunityList
 	getJSON(t, h, "/api/v1/communities", &communities)
-	want := []CommunityView{{Name: "all-edges", Members: src.snap.Communities[0].Members, Source: "all-edges.yaml"}}
+	want := []CommunityView{{Name: "all-edges", Members: src.snap.Communities[0].Members, Punch: wire.PolicyAuto, Source: "all-edges.yaml"}}
 	if !reflect.DeepEqual(communities.Communities, want) {
 		t.Errorf("communities %+v, want %+v", communities.Communities, want)
 	}
@@ -201,6 +216,11 @@ func TestAPIGolden(t *testing.T) {
       ],
       "state": "direct",
       "since": "2024-05-17T12:28:26Z",
+      "verdict": {
+        "expect": "direct",
+        "strategy": "probe",
+        "reason": "beijing.edge2 is behind a symmetric NAT with random ports: beijing.edge1 looks for one of many it opens"
+      },
       "paths": {
         "beijing.edge1": {
           "kind": "prflx",
@@ -213,6 +233,8 @@ func TestAPIGolden(t *testing.T) {
       },
       "punching": false,
       "attempts": 2,
+      "strategy": "probe",
+      "packets": 437,
       "timeToDirect": 412000000,
       "lastDirect": "2024-05-17T12:30:00Z"
     },
@@ -400,7 +422,7 @@ func TestHandlersOfServer(t *testing.T) {
 	s := &Server{cfg: Config{CommunitiesDir: "/etc/bodkin/communities"}, log: log, store: db, recorder: rec}
 	s.hub = newHub(log, newCoordinator(rand.New(rand.NewPCG(1, 2))), rec, newMetrics(), db.ID())
 	local := netip.MustParseAddrPort("127.0.0.1:0")
-	if s.stun, err = ListenSTUN(STUNConfig{Listen: []netip.AddrPort{local, local}, Log: log}); err != nil {
+	if s.stun, err = ListenSTUN(STUNConfig{Listen: [2]netip.AddrPort{local, local}, Log: log}); err != nil {
 		t.Fatal(err)
 	}
 	defer s.stun.Close()
@@ -411,7 +433,7 @@ func TestHandlersOfServer(t *testing.T) {
 	defer stop()
 
 	admin, status := s.adminHandler(), s.statusHandler()
-	s.setFiles(ctx, []Community{{Name: "kept", Members: []string{"a.x", "b.x"}}})
+	s.setFiles(ctx, []Community{{Name: "kept", Members: []string{"a.x", "b.x"}, Punch: wire.PolicyNever}})
 	const document = "apiVersion: fabedge.io/v1alpha1\nkind: Community\nmetadata: {name: %s}\nspec: {members: [a.x, c.x]}\n"
 	put := func(name string) int {
 		return apiCall(t, admin, "PUT", "/api/v1/communities?file=mine.yaml", func(r *http.Request) {
@@ -426,11 +448,16 @@ func TestHandlersOfServer(t *testing.T) {
 	var list CommunityList
 	getJSON(t, status, "/api/v1/communities", &list)
 	want := []CommunityView{
-		{Name: "applied", Members: []string{"a.x", "c.x"}, Source: "mine.yaml"},
-		{Name: "kept", Members: []string{"a.x", "b.x"}, Source: "/etc/bodkin/communities"},
+		{Name: "applied", Members: []string{"a.x", "c.x"}, Punch: wire.PolicyAuto, Source: "mine.yaml"},
+		{Name: "kept", Members: []string{"a.x", "b.x"}, Punch: wire.PolicyNever, Source: "/etc/bodkin/communities"},
 	}
 	if !reflect.DeepEqual(list.Communities, want) {
 		t.Errorf("communities %+v, want %+v", list.Communities, want)
+	}
+	var forecast Forecast
+	getJSON(t, status, "/api/v1/forecast/kept", &forecast)
+	if len(forecast.Pairs) != 1 || forecast.Summary.Unknown != 1 || forecast.At.IsZero() {
+		t.Errorf("forecast %+v", forecast)
 	}
 	for name, code := range map[string]int{"applied": 204, "kept": 409, "unknown": 404} {
 		if w := apiCall(t, admin, "DELETE", "/api/v1/communities/"+name, nil); w.Code != code {

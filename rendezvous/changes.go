@@ -36,7 +36,7 @@ func (s *Server) applyCommunities(ctx context.Context, file string, r io.Reader)
 			} else {
 				merged = append(merged, c)
 			}
-			records = append(records, store.Community{Name: c.Name, Members: c.Members, Source: file, Updated: now})
+			records = append(records, store.Community{Name: c.Name, Members: c.Members, Punch: string(c.Punch), Source: file, Updated: now})
 			names = append(names, c.Name)
 		}
 		if failed = s.store.ApplyCommunities(records); failed != nil {

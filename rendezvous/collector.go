@@ -1,10 +1,14 @@
 package rendezvous
 
 import (
+	"cmp"
 	"context"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/bodkin-net/bodkin/punch/nat"
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
 // scrapeTimeout bounds the wait for the hub. Prometheus gives up after 10 s by
@@ -17,6 +21,7 @@ type collector struct {
 	src                                            source
 	stun                                           func() STUNStats
 	nodes, pairs, storeOK                          *prometheus.Desc
+	nats, verdicts                                 *prometheus.Desc
 	stunRequests, stunResponses, stunSendingFailed *prometheus.Desc
 }
 
@@ -28,6 +33,8 @@ func newCollector(src source, stun func() STUNStats) *collector {
 		src: src, stun: stun,
 		nodes:             desc("bodkin_nodes", "Nodes that have joined at least once.", "online"),
 		pairs:             desc("bodkin_pairs", "Pairs of nodes that shall have a tunnel.", "state"),
+		nats:              desc("bodkin_node_nats", "Nodes by what the NATs before them do, RFC 4787.", "mapping", "filtering", "allocation"),
+		verdicts:          desc("bodkin_pair_verdicts", "Pairs by what is expected of them, whatever has happened so far.", "expect", "strategy"),
 		storeOK:           desc("bodkin_store_ok", "1 while the store takes writes, else 0."),
 		stunRequests:      desc("bodkin_stun_requests_total", "STUN packets received, by what became of them.", "result"),
 		stunResponses:     desc("bodkin_stun_responses_total", "STUN responses sent, errors among them."),
@@ -37,7 +44,7 @@ func newCollector(src source, stun func() STUNStats) *collector {
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.nodes, c.pairs, c.storeOK, c.stunRequests, c.stunResponses, c.stunSendingFailed} {
+	for _, d := range []*prometheus.Desc{c.nodes, c.nats, c.pairs, c.verdicts, c.storeOK, c.stunRequests, c.stunResponses, c.stunSendingFailed} {
 		ch <- d
 	}
 }
@@ -75,19 +82,42 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	online := 0
+	nats := map[[3]string]int{}
 	for _, n := range snap.Nodes {
 		if n.Online {
 			online++
 		}
+		nats[natLabels(n.NAT)]++
+	}
+	for labels, n := range nats {
+		gauge(c.nats, n, labels[:]...)
 	}
 	gauge(c.nodes, online, "true")
 	gauge(c.nodes, len(snap.Nodes)-online, "false")
 	// A state nobody is in counts zero: a series that vanishes fires no alert.
 	states := map[State]int{Direct: 0, Down: 0}
+	verdicts := map[[2]string]int{{string(nat.Relay), string(nat.ICE)}: 0}
 	for _, p := range snap.Pairs {
 		states[p.State]++
+		verdicts[[2]string{string(p.Verdict.Expect), cmp.Or(string(p.Verdict.Strategy), "unknown")}]++
+	}
+	for labels, n := range verdicts {
+		gauge(c.verdicts, n, labels[:]...)
 	}
 	for state, n := range states {
 		gauge(c.pairs, n, string(state))
 	}
+}
+
+// natLabels are mapping, filtering and allocation. A node without a NAT has no
+// mapping; one that UDP does not leave has a mapping "blocked".
+func natLabels(n wire.NAT) [3]string {
+	if n.Blocked != "" {
+		return [3]string{"blocked", "unknown", "unknown"}
+	}
+	mapping, allocation := cmp.Or(string(n.Mapping), "unknown"), cmp.Or(string(n.Allocation), "unknown")
+	if !n.Present && n.Mapping != "" {
+		mapping, allocation = "none", "none"
+	}
+	return [3]string{mapping, cmp.Or(string(n.Filtering), "unknown"), allocation}
 }

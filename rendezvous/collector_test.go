@@ -14,10 +14,22 @@ func sampleSTUN() STUNStats {
 
 func TestCollector(t *testing.T) {
 	const want = `
+# HELP bodkin_node_nats Nodes by what the NATs before them do, RFC 4787.
+# TYPE bodkin_node_nats gauge
+bodkin_node_nats{allocation="none",filtering="address-and-port-dependent",mapping="none"} 1
+bodkin_node_nats{allocation="random",filtering="address-and-port-dependent",mapping="address-and-port-dependent"} 1
+bodkin_node_nats{allocation="unknown",filtering="address-and-port-dependent",mapping="endpoint-independent"} 1
+bodkin_node_nats{allocation="unknown",filtering="unknown",mapping="unknown"} 1
 # HELP bodkin_nodes Nodes that have joined at least once.
 # TYPE bodkin_nodes gauge
 bodkin_nodes{online="false"} 1
 bodkin_nodes{online="true"} 3
+# HELP bodkin_pair_verdicts Pairs by what is expected of them, whatever has happened so far.
+# TYPE bodkin_pair_verdicts gauge
+bodkin_pair_verdicts{expect="direct",strategy="probe"} 1
+bodkin_pair_verdicts{expect="direct",strategy="public"} 1
+bodkin_pair_verdicts{expect="relay",strategy="ice"} 1
+bodkin_pair_verdicts{expect="unknown",strategy="unknown"} 1
 # HELP bodkin_pairs Pairs of nodes that shall have a tunnel.
 # TYPE bodkin_pairs gauge
 bodkin_pairs{state="direct"} 2
@@ -50,6 +62,9 @@ func TestCollectorNamesStatesNobodyIsIn(t *testing.T) {
 	src.snap.Pairs = nil
 	src.notReady = errors.New("disk full")
 	const want = `
+# HELP bodkin_pair_verdicts Pairs by what is expected of them, whatever has happened so far.
+# TYPE bodkin_pair_verdicts gauge
+bodkin_pair_verdicts{expect="relay",strategy="ice"} 0
 # HELP bodkin_pairs Pairs of nodes that shall have a tunnel.
 # TYPE bodkin_pairs gauge
 bodkin_pairs{state="direct"} 0
@@ -58,7 +73,7 @@ bodkin_pairs{state="down"} 0
 # TYPE bodkin_store_ok gauge
 bodkin_store_ok 0
 `
-	if err := testutil.CollectAndCompare(newCollector(src, sampleSTUN), strings.NewReader(want), "bodkin_pairs", "bodkin_store_ok"); err != nil {
+	if err := testutil.CollectAndCompare(newCollector(src, sampleSTUN), strings.NewReader(want), "bodkin_pairs", "bodkin_pair_verdicts", "bodkin_store_ok"); err != nil {
 		t.Error(err)
 	}
 }

@@ -12,12 +12,20 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
 // What a community file has to say to be FabEdge's.
 const (
 	communityAPIVersion = "fabedge.io/v1alpha1"
 	communityKind       = "Community"
+)
+
+// The annotation that is Bodkin's own.
+const (
+	annotationPrefix = "bodkin.net/"
+	punchAnnotation  = annotationPrefix + "punch"
 )
 
 const (
@@ -32,6 +40,8 @@ const (
 type Community struct {
 	Name    string   `json:"name"`
 	Members []string `json:"members"` // "cluster.node", sorted, unique
+	// Punch is how far punching may go between its members.
+	Punch wire.Policy `json:"punch,omitempty"`
 }
 
 // CommunityError says what is wrong with a community file. Its text is one
@@ -175,7 +185,46 @@ func (d communityDocument) community(root *yaml.Node) (Community, error) {
 		return Community{}, err
 	}
 	members, err := d.members(spec.get("members"))
-	return Community{Name: name, Members: members}, err
+	if err != nil {
+		return Community{}, err
+	}
+	policy, err := d.policy(metadata.values["annotations"])
+	return Community{Name: name, Members: members, Punch: policy}, err
+}
+
+// policy reads our annotation. All others are somebody else's, but for those
+// that would be ours if they were written right.
+func (d communityDocument) policy(annotations *yaml.Node) (wire.Policy, error) {
+	const field = "metadata.annotations"
+	if annotations == nil || isNull(annotations) {
+		return "", nil
+	}
+	if annotations.Kind != yaml.MappingNode {
+		return "", d.refuse(annotations, field, "is no mapping: write \"key: value\" lines")
+	}
+	var policy wire.Policy
+	for i := 0; i+1 < len(annotations.Content); i += 2 {
+		key, value := annotations.Content[i], resolve(annotations.Content[i+1])
+		if !strings.HasPrefix(key.Value, annotationPrefix) {
+			continue
+		}
+		path := field + "." + clip(key.Value)
+		if key.Value != punchAnnotation {
+			return "", d.refuse(key, path, "unknown annotation: known is %s", punchAnnotation)
+		}
+		if policy != "" {
+			return "", d.refuse(key, path, "given twice: remove one")
+		}
+		text, err := d.text(value, path)
+		if err != nil {
+			return "", err
+		}
+		policy = wire.Policy(text)
+		if text == "" || policy.Validate() != nil {
+			return "", d.refuse(value, path, "is %s: want %s, %s or %s", quote(text), wire.PolicyAuto, wire.PolicyICEOnly, wire.PolicyNever)
+		}
+	}
+	return policy, nil
 }
 
 func (d communityDocument) members(n *yaml.Node) ([]string, error) {

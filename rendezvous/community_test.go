@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
 func TestParseCommunities(t *testing.T) {
@@ -98,6 +100,12 @@ func TestParseCommunitiesRefuses(t *testing.T) {
 		{"member twice", spoil("beijing.edge2", "beijing.edge1"), 1, 8, "spec.members[1]", "in line 7 already"},
 		{"second document", communityYAML + "---\n" + spoil("all-edges", "{}"), 2, 13, "metadata.name", "is no text"},
 		{"name of an earlier document", communityYAML + "---\n---\n" + communityYAML, 3, 14, "metadata.name", "in document 1 already"},
+		{"policy", spoil("spec:", "  annotations:\n    bodkin.net/punch: maybe\nspec:"), 1, 6, "metadata.annotations.bodkin.net/punch", `is "maybe": want auto, ice-only or never`},
+		{"empty policy", spoil("spec:", "  annotations: {bodkin.net/punch: ''}\nspec:"), 1, 5, "metadata.annotations.bodkin.net/punch", "want auto"},
+		{"policy not a text", spoil("spec:", "  annotations: {bodkin.net/punch: false}\nspec:"), 1, 5, "metadata.annotations.bodkin.net/punch", "put it in quotes"},
+		{"policy twice", spoil("spec:", "  annotations:\n    bodkin.net/punch: auto\n    bodkin.net/punch: never\nspec:"), 1, 7, "metadata.annotations.bodkin.net/punch", "given twice"},
+		{"policy misspelt", spoil("spec:", "  annotations: {bodkin.net/pnuch: never}\nspec:"), 1, 5, "metadata.annotations.bodkin.net/pnuch", "known is bodkin.net/punch"},
+		{"annotations a list", spoil("spec:", "  annotations: [bodkin.net/punch]\nspec:"), 1, 5, "metadata.annotations", "is no mapping"},
 		{"a list", "- " + communityKind, 1, 1, "", "is no mapping"},
 		{"a text", "Community", 1, 1, "", "is no mapping"},
 		{"not YAML", communityYAML + "status: 'open\n", 1, 9, "", "not YAML: "},
@@ -166,6 +174,30 @@ func TestAliasStandsForItsText(t *testing.T) {
 	}
 }
 
+func annotation(c Community) string {
+	if c.Punch == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s: %s", punchAnnotation, c.Punch)
+}
+
+func TestCommunityPolicy(t *testing.T) {
+	for annotations, want := range map[string]wire.Policy{
+		"annotations: {}": "",
+		"annotations:":    "",
+		"annotations: {kubectl.kubernetes.io/last-applied-configuration: x}": "",
+		"annotations: {bodkin.net/punch: auto}":                              wire.PolicyAuto,
+		"annotations: {bodkin.net/punch: ice-only}":                          wire.PolicyICEOnly,
+		"annotations: {a/b: c, \"bodkin.net/punch\": \"never\"}":             wire.PolicyNever,
+	} {
+		file := strings.Replace(communityYAML, "spec:", "  "+annotations+"\nspec:", 1)
+		got, err := ParseCommunities("edges.yaml", strings.NewReader(file))
+		if err != nil || len(got) != 1 || got[0].Punch != want {
+			t.Errorf("%s: %+v, %v, want %q", annotations, got, err, want)
+		}
+	}
+}
+
 func FuzzParseCommunities(f *testing.F) {
 	f.Add([]byte(communityYAML))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -179,8 +211,8 @@ func FuzzParseCommunities(f *testing.F) {
 		// What was accepted survives being written the plain way.
 		var b strings.Builder
 		for _, c := range cs {
-			fmt.Fprintf(&b, "---\napiVersion: %s\nkind: %s\nmetadata: {name: %q}\nspec:\n  members:\n",
-				communityAPIVersion, communityKind, c.Name)
+			fmt.Fprintf(&b, "---\napiVersion: %s\nkind: %s\nmetadata: {name: %q, annotations: {%s}}\nspec:\n  members:\n",
+				communityAPIVersion, communityKind, c.Name, annotation(c))
 			for _, m := range c.Members {
 				fmt.Fprintf(&b, "  - %q\n", m)
 			}

@@ -34,6 +34,14 @@ type Config struct {
 	// STUN are the two UDP addresses of the STUN service. Two ports tell what
 	// kind of mapping a NAT makes.
 	STUN []string `yaml:"stun"`
+	// STUNAlternates are two more UDP ports of the STUN service, one beside
+	// each of STUN on the same address: what comes from there unasked tells
+	// what a NAT lets in.
+	STUNAlternates []uint16 `yaml:"stunAlternates"`
+	// PublicAddresses are addresses the rendezvous is reached at from outside.
+	// Agents that dialled it over IPv6 find the STUN service over IPv4 there,
+	// and the other way round.
+	PublicAddresses []string `yaml:"publicAddresses"`
 	// Status is the TCP address of the status page and API. Other than on
 	// loopback it demands the token in StatusTokenFile.
 	Status          string `yaml:"status"`
@@ -55,16 +63,18 @@ type Config struct {
 // DefaultConfig is what a key that is not given means.
 func DefaultConfig() Config {
 	return Config{
-		Listen:      ":7443",
-		Certificate: "/etc/bodkin/rendezvous.crt",
-		Key:         "/etc/bodkin/rendezvous.key",
-		CA:          "/etc/bodkin/ca.crt",
-		STUN:        []string{":3478", ":3479"},
-		Status:      "127.0.0.1:7480",
-		AdminSocket: "/run/bodkin/rendezvous.sock",
-		Store:       "/var/lib/bodkin/rendezvous.db",
-		Connectors:  []string{},
-		LogLevel:    "info",
+		Listen:          ":7443",
+		Certificate:     "/etc/bodkin/rendezvous.crt",
+		Key:             "/etc/bodkin/rendezvous.key",
+		CA:              "/etc/bodkin/ca.crt",
+		STUN:            []string{":3478", ":3479"},
+		STUNAlternates:  []uint16{3480, 3481},
+		PublicAddresses: []string{},
+		Status:          "127.0.0.1:7480",
+		AdminSocket:     "/run/bodkin/rendezvous.sock",
+		Store:           "/var/lib/bodkin/rendezvous.db",
+		Connectors:      []string{},
+		LogLevel:        "info",
 	}
 }
 
@@ -87,11 +97,11 @@ func (c Config) check() error {
 			return fmt.Errorf("%s: %q is no address: want host:port, such as 127.0.0.1:7480 or :7443", at.key, at.addr)
 		}
 	}
-	if _, err := c.stunAddrs(); err != nil {
+	if _, err := c.stun(); err != nil {
 		return err
 	}
-	if c.STUN[0] == c.STUN[1] && !strings.HasSuffix(c.STUN[0], ":0") {
-		return fmt.Errorf("stun: %s twice: want two ports", c.STUN[0])
+	if _, err := c.publicAddrs(); err != nil {
+		return err
 	}
 	for _, name := range c.Connectors {
 		if err := wire.NodeName(name).Validate(); err != nil {
@@ -128,12 +138,17 @@ func (c Config) statusIsLocal() bool {
 	return host == "localhost" || err == nil && addr.IsLoopback()
 }
 
-func (c Config) stunAddrs() ([]netip.AddrPort, error) {
-	if len(c.STUN) != 2 {
-		return nil, fmt.Errorf("stun: %d addresses: want two ports, such as [\":3478\", \":3479\"]", len(c.STUN))
+// stun is where the STUN service is to listen.
+func (c Config) stun() (STUNConfig, error) {
+	var out STUNConfig
+	if len(c.STUN) != len(out.Listen) {
+		return out, fmt.Errorf("stun: %d addresses: want two ports, such as [\":3478\", \":3479\"]", len(c.STUN))
 	}
-	var out []netip.AddrPort
-	for _, a := range c.STUN {
+	if len(c.STUNAlternates) != len(out.Alternates) {
+		return out, fmt.Errorf("stunAlternates: %d ports: want two, such as [3480, 3481]", len(c.STUNAlternates))
+	}
+	out.Alternates = [2]uint16(c.STUNAlternates)
+	for i, a := range c.STUN {
 		host, port, err := net.SplitHostPort(a)
 		n, errPort := strconv.ParseUint(port, 10, 16)
 		addr := netip.IPv6Unspecified()
@@ -142,9 +157,32 @@ func (c Config) stunAddrs() ([]netip.AddrPort, error) {
 			addr, errAddr = netip.ParseAddr(host)
 		}
 		if err != nil || errPort != nil || errAddr != nil {
-			return nil, fmt.Errorf("stun: %q is no address: want IP:port or :port", a)
+			return out, fmt.Errorf("stun: %q is no address: want IP:port or :port", a)
 		}
-		out = append(out, netip.AddrPortFrom(addr, uint16(n)))
+		out.Listen[i] = netip.AddrPortFrom(addr, uint16(n))
+	}
+	places := out.places()
+	for i, at := range places {
+		if at.Port() != 0 && slices.Contains(places[:i], at) {
+			return out, fmt.Errorf("stun, stunAlternates: %s twice: want four different ports", at)
+		}
+	}
+	return out, nil
+}
+
+// publicAddrs are PublicAddresses, parsed. A Welcome must be able to carry them.
+func (c Config) publicAddrs() ([]netip.Addr, error) {
+	const most = 4
+	if len(c.PublicAddresses) > most {
+		return nil, fmt.Errorf("publicAddresses: %d addresses: want at most %d", len(c.PublicAddresses), most)
+	}
+	var out []netip.Addr
+	for _, text := range c.PublicAddresses {
+		a, err := netip.ParseAddr(text)
+		if err != nil || a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" {
+			return nil, fmt.Errorf("publicAddresses: %q: want an address that agents reach, such as 198.51.100.1 or 2001:db8::1", text)
+		}
+		out = append(out, a.Unmap())
 	}
 	return out, nil
 }

@@ -3,7 +3,6 @@ package rendezvous
 import (
 	"errors"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -23,6 +22,8 @@ certificate: /a.crt
 key: /a.key
 ca: /ca.crt
 stun: ["198.51.100.1:3478", "198.51.100.2:3479"]
+stunAlternates: [3480, 0]
+publicAddresses: [198.51.100.1, "2001:db8::1"]
 status: "[::1]:7480"
 statusTokenFile: /token
 adminSocket: /a.sock
@@ -34,7 +35,9 @@ logLevel: debug
 	got, err := LoadConfig(path)
 	want := Config{
 		Listen: "198.51.100.1:7443", Certificate: "/a.crt", Key: "/a.key", CA: "/ca.crt",
-		STUN: []string{"198.51.100.1:3478", "198.51.100.2:3479"}, Status: "[::1]:7480", StatusTokenFile: "/token",
+		STUN: []string{"198.51.100.1:3478", "198.51.100.2:3479"}, STUNAlternates: []uint16{3480, 0},
+		PublicAddresses: []string{"198.51.100.1", "2001:db8::1"},
+		Status:          "[::1]:7480", StatusTokenFile: "/token",
 		AdminSocket: "/a.sock", Store: "/a.db", CommunitiesDir: "/communities",
 		Connectors: []string{"beijing.gate"}, LogLevel: "debug",
 	}
@@ -72,6 +75,15 @@ func TestConfigErrors(t *testing.T) {
 		{"three STUN ports", "stun: [\":1\", \":2\", \":3\"]\n", "stun: 3 addresses: want two ports"},
 		{"STUN host name", "stun: [\"stun.example.com:3478\", \":3479\"]\n", `stun: "stun.example.com:3478" is no address: want IP:port or :port`},
 		{"STUN port out of range", "stun: [\":3478\", \":65536\"]\n", `stun: ":65536" is no address`},
+		{"one STUN port twice", "stun: [\":3478\", \":3478\"]\n", "stun, stunAlternates: [::]:3478 twice: want four different ports"},
+		{"an alternate that is asked", "stunAlternates: [3479, 3481]\n", "stun, stunAlternates: [::]:3479 twice: want four"},
+		{"one alternate twice", "stunAlternates: [3480, 3480]\n", "stun, stunAlternates: [::]:3480 twice: want four"},
+		{"one alternate", "stunAlternates: [3480]\n", "stunAlternates: 1 ports: want two, such as [3480, 3481]"},
+		{"alternate out of range", "stunAlternates: [3480, 65536]\n", "line 1: stunAlternates: want a list"},
+		{"public host name", "publicAddresses: [stun.example.com]\n", `publicAddresses: "stun.example.com": want an address that agents reach`},
+		{"public address with a port", "publicAddresses: [\"198.51.100.1:3478\"]\n", `publicAddresses: "198.51.100.1:3478": want an address`},
+		{"no public address", "publicAddresses: [0.0.0.0]\n", `publicAddresses: "0.0.0.0": want an address`},
+		{"five public addresses", "publicAddresses: [192.0.2.1, 192.0.2.2, 192.0.2.3, 192.0.2.4, 192.0.2.5]\n", "publicAddresses: 5 addresses: want at most 4"},
 		{"no store", "store: \"\"\n", "store: empty: want the path"},
 		{"no admin socket", "adminSocket: \"\"\n", "adminSocket: empty: want the path"},
 		{"connector that is no name", "connectors: [\"Beijing Connector\"]\n", "connectors: "},
@@ -154,7 +166,7 @@ func TestNewGivesBackWhatItOpened(t *testing.T) {
 		},
 	} {
 		cfg := s.config
-		cfg.STUN = []string{"127.0.0.1:0", "127.0.0.1:0"}
+		cfg.STUN = []string{"127.0.0.1:0", "127.0.0.1:0"} // its own: change writes to it
 		change(&cfg)
 		server, err := New(cfg, slog.New(slog.DiscardHandler))
 		if server != nil || err == nil || !strings.HasPrefix(err.Error(), key) || errors.Is(err, ErrConfig) {
@@ -164,11 +176,33 @@ func TestNewGivesBackWhatItOpened(t *testing.T) {
 	s.start() // the store is free, and so is the socket
 }
 
-func TestSTUNAddrs(t *testing.T) {
-	got, err := Config{STUN: []string{":3478", "198.51.100.1:3479"}}.stunAddrs()
-	want := []netip.AddrPort{netip.MustParseAddrPort("[::]:3478"), netip.MustParseAddrPort("198.51.100.1:3479")}
-	if err != nil || !reflect.DeepEqual(got, want) {
-		t.Errorf("%v, %v, want %v", got, err, want)
+func TestSTUNOfConfig(t *testing.T) {
+	tests := []struct {
+		name       string
+		stun       []string
+		alternates []uint16
+		want       stunPlaces
+	}{
+		{
+			"all addresses and one", []string{":3478", "198.51.100.1:3479"}, []uint16{3480, 3481},
+			stunTestPlaces("[::]:3478", "198.51.100.1:3479", "[::]:3480", "198.51.100.1:3481"),
+		},
+		{
+			"two addresses, the same ports", []string{"198.51.100.1:3478", "198.51.100.2:3478"}, []uint16{3480, 3480},
+			stunTestPlaces("198.51.100.1:3478", "198.51.100.2:3478", "198.51.100.1:3480", "198.51.100.2:3480"),
+		},
+		{
+			"any ports", []string{"127.0.0.1:0", "127.0.0.1:0"}, []uint16{0, 0},
+			stunTestPlaces("127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"),
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := Config{STUN: tt.stun, STUNAlternates: tt.alternates}.stun()
+			if err != nil || got.places() != tt.want {
+				t.Errorf("%v, %v, want %v", got.places(), err, tt.want)
+			}
+		})
 	}
 }
 

@@ -6,30 +6,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/bodkin-net/bodkin/punch/nat"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
-)
-
-// Timing of the coordinator. All of it is relative; no clock of an agent is
-// ever compared with ours.
-const (
-	// attemptTimeout is the backstop behind the agents' own limits (10 s of
-	// punching, 9 s for charon) and the start offset: past it a side is silent.
-	attemptTimeout = 25 * time.Second
-	// maxStartOffset bounds how long the nearer side waits for the farther: a
-	// round trip measured during a stall must not cost the attempt.
-	maxStartOffset = time.Second
-	// maxParallel bounds the attempts of one node at a time: an edge that joins
-	// a large community must not run hundreds of ICE sessions at once, nor its
-	// session's outbox overflow.
-	maxParallel = 32
-	// retryMin doubles up to retryMax. Below a second a retry would meet the
-	// same NAT state; above five minutes an operator would call it dead. No
-	// event brings two attempts closer together than retryMin, or a node that
-	// reconnects in a loop would keep all its peers punching.
-	retryMin = time.Second
-	retryMax = 5 * time.Minute
-	// retryJitter spreads the retries of pairs that broke together.
-	retryJitter = 0.2
 )
 
 // State of a pair.
@@ -67,6 +45,7 @@ type coordinator struct {
 	rand        *rand.Rand
 	nodes       map[wire.NodeName]*node
 	communities []Community
+	policies    map[string]nat.Policy // of communities
 	pairs       map[PairID]*pair
 	// sorted is all pairs by ID, so that two runs do things in one order;
 	// byNode is the same by member. Both are made by rebuild.
@@ -77,47 +56,21 @@ type coordinator struct {
 	out     []action
 }
 
-// node is a node the rendezvous knows, online or not.
-type node struct {
-	endpoint wire.Endpoint
-	online   bool
-	// delay is half the session's last measured round trip.
-	delay    time.Duration
-	hosts    []wire.Candidate
-	observed netip.AddrPort
-	nat      wire.NAT
-	// gathered is set once a STUN request of the session was observed or the
-	// agent said that none can be: from then on a punch makes sense.
-	gathered bool
-	// sentPeers is the last Peers message of this session, nil for none.
-	sentPeers *wire.Peers
-}
-
-func (n *node) ready() bool { return n != nil && n.online && n.gathered }
-
-// candidates are what a peer of n shall try: the agent's host addresses and
-// the mapped address the rendezvous has seen itself. The peer would refuse a
-// message with a candidate too many, or with one that is no node's address,
-// such as the loopback address of an agent beside the rendezvous.
-func (n *node) candidates() []wire.Candidate {
-	srflx := wire.Candidate{Kind: wire.ServerReflexive, Addr: n.observed}
-	if srflx.Validate() != nil || slices.ContainsFunc(n.hosts, func(c wire.Candidate) bool { return c.Addr == n.observed }) {
-		return slices.Clone(n.hosts)
-	}
-	return append(slices.Clone(n.hosts[:min(len(n.hosts), wire.MaxCandidates-1)]), srflx)
-}
-
 // pair is two nodes that shall have a tunnel.
 type pair struct {
 	id          PairID
 	names       [2]wire.NodeName
 	communities []string
+	limit       limit
+	// verdict is what is expected, by what is known now.
+	verdict nat.Verdict
 	// sides holds what each end last told.
-	sides   [2]side
-	state   State
-	reason  string
-	since   time.Time
-	attempt *attempt
+	sides  [2]side
+	state  State
+	reason string
+	since  time.Time
+	// attempt is the one that runs, last the one that was ordered before it.
+	attempt, last *attempt
 	// remembered is the state before the rendezvous was restarted: if it turns
 	// out to hold, nothing has changed since.
 	remembered State
@@ -128,8 +81,11 @@ type pair struct {
 	succeeded wire.AttemptID
 	// tries counts attempts since the last success or reset, total all.
 	tries, total int
-	// started is when the last attempt did, retryAt when the next one may.
-	started, retryAt time.Time
+	// latest is when the last attempt started, started the same by the rank of
+	// its strategy; retryAt is when the next one may.
+	latest  time.Time
+	started [ranks]time.Time
+	retryAt time.Time
 
 	timeToDirect time.Duration
 	lastDirect   time.Time
@@ -143,30 +99,11 @@ type side struct {
 	path      wire.Path
 }
 
-type attempt struct {
-	id       wire.AttemptID
-	deadline time.Time
-	elapsed  time.Duration
-	// direct marks the sides that have confirmed *this* attempt.
-	direct [2]bool
-}
-
 func (p *pair) index(n wire.NodeName) int {
 	if p.names[0] == n {
 		return 0
 	}
 	return 1
-}
-
-// silent names the ends that have not confirmed the running attempt.
-func (p *pair) silent() string {
-	switch p.attempt.direct {
-	case [2]bool{true, false}:
-		return string(p.names[1])
-	case [2]bool{false, true}:
-		return string(p.names[0])
-	}
-	return string(p.names[0]) + " and " + string(p.names[1])
 }
 
 func (p *pair) other(n wire.NodeName) wire.NodeName { return p.names[1-p.index(n)] }
@@ -188,9 +125,16 @@ func (c *coordinator) flush() []action {
 
 // Restore tells what the store remembers, before any session exists. What it
 // finds out by that is no news, so there is nothing to do.
-func (c *coordinator) Restore(now time.Time, endpoints []wire.Endpoint, cs []Community, pairs []PairView) {
-	for _, e := range endpoints {
-		c.nodes[e.Name] = &node{endpoint: e}
+func (c *coordinator) Restore(now time.Time, nodes []NodeView, cs []Community, pairs []PairView) {
+	for _, v := range nodes {
+		n := &node{endpoint: v.Endpoint, nat: v.NAT, policy: v.Punch, noProbe: v.NoProbe}
+		for _, at := range []netip.AddrPort{v.Observed, v.Observed6} {
+			if at.IsValid() {
+				*n.observed(at.Addr()) = at
+			}
+		}
+		n.resite()
+		c.nodes[v.Name] = n
 	}
 	c.communities = cs
 	c.rebuild(now)
@@ -198,6 +142,7 @@ func (c *coordinator) Restore(now time.Time, endpoints []wire.Endpoint, cs []Com
 		if p := c.pairs[v.ID]; p != nil {
 			p.total, p.timeToDirect, p.lastDirect = v.Attempts, v.TimeToDirect, v.LastDirect
 			p.remembered, p.since = v.State, v.Since
+			p.last = &attempt{strategy: v.Strategy, packets: [2]int{v.Packets}}
 		}
 	}
 	c.out = nil
@@ -213,9 +158,15 @@ func (c *coordinator) Online(now time.Time, hello *wire.Hello, delay time.Durati
 		c.nodes[name] = n
 	}
 	changed := !known || !sameEndpoint(n.endpoint, hello.Endpoint)
-	*n = node{endpoint: hello.Endpoint, online: true, delay: delay, hosts: hello.Candidates, nat: n.nat}
+	*n = node{
+		endpoint: hello.Endpoint, online: true, delay: delay, told: hello.Candidates,
+		public: n.public, nat: n.nat, policy: hello.Punch, noProbe: hello.NoProbe,
+	}
 	if changed {
+		c.resift()
 		c.rebuild(now)
+	} else {
+		c.sift(n)
 	}
 	standing := map[wire.NodeName]wire.Tunnel{}
 	for _, t := range hello.Tunnels {
@@ -242,7 +193,7 @@ func (c *coordinator) Offline(now time.Time, name wire.NodeName) []action {
 	if n == nil || !n.online {
 		return nil
 	}
-	*n = node{endpoint: n.endpoint, nat: n.nat, observed: n.observed}
+	n.online, n.gathered, n.sentPeers = false, false, nil
 	for _, p := range c.byNode[name] {
 		c.abandon(p, name, string(name)+" went offline")
 		c.settle(now, p)
@@ -253,13 +204,26 @@ func (c *coordinator) Offline(now time.Time, name wire.NodeName) []action {
 // Observed records where the STUN service has seen a node's IKE port.
 func (c *coordinator) Observed(now time.Time, name wire.NodeName, addr netip.AddrPort) []action {
 	n := c.nodes[name]
-	if n == nil || !n.online || n.gathered && n.observed == addr {
+	if n == nil || !n.online {
 		return nil
+	}
+	seen := n.observed(addr.Addr())
+	if n.gathered && *seen == addr {
+		return nil
+	}
+	if !n.gathered && n.nat.Blocked != "" {
+		n.nat = wire.NAT{} // of a former session: UDP has just passed
 	}
 	// Another port alone is no new chance: a NAT with short timeouts gives one
 	// at every look.
-	moved := n.gathered && n.observed.Addr() != addr.Addr()
-	n.observed, n.gathered = addr, true
+	moved := n.gathered && seen.Addr() != addr.Addr()
+	*seen, n.gathered = addr, true
+	if addr.Addr().Is4() && n.public != addr.Addr() {
+		n.public = addr.Addr()
+		for _, p := range c.byNode[name] {
+			p.started[rank(nat.Probe)] = time.Time{} // what was searched is another NAT
+		}
+	}
 	c.networkChanged(now, name, moved)
 	return c.flush()
 }
@@ -270,9 +234,9 @@ func (c *coordinator) Network(now time.Time, name wire.NodeName, m *wire.Network
 	if n == nil || !n.online {
 		return nil
 	}
-	first, moved := !n.gathered, !slices.Equal(n.hosts, m.Candidates)
+	first, moved := !n.gathered, !slices.Equal(n.told, m.Candidates)
 	changed := first || moved || n.nat != m.NAT
-	n.hosts, n.nat, n.gathered = m.Candidates, m.NAT, true
+	n.told, n.nat, n.gathered = m.Candidates, m.NAT, true
 	if changed {
 		c.networkChanged(now, name, moved && !first)
 	}
@@ -283,15 +247,22 @@ func (c *coordinator) Network(now time.Time, name wire.NodeName, m *wire.Network
 // reason to hope, gives everything that is not direct another chance at once.
 func (c *coordinator) networkChanged(now time.Time, name wire.NodeName, hope bool) {
 	n := c.nodes[name]
+	c.sift(n)
 	for _, p := range c.byNode[name] {
-		if p.attempt != nil {
-			c.do(send{p.other(name), &wire.Trickle{Attempt: p.attempt.id, Candidates: n.candidates(), RemoteNAT: &n.nat}})
-			continue
-		}
-		if hope {
+		switch {
+		case p.attempt == nil && hope:
 			c.reset(now, p)
+		case p.attempt != nil && !p.attempt.preparing: // else the order brings it
+			c.do(send{p.other(name), &wire.Trickle{Attempt: p.attempt.id, Candidates: n.candidates(nil), RemoteNAT: &n.nat}})
 		}
 		c.settle(now, p)
+	}
+}
+
+// resift looks at all candidates again: subnets may have changed.
+func (c *coordinator) resift() {
+	for _, n := range c.nodes {
+		c.sift(n)
 	}
 }
 
@@ -313,10 +284,12 @@ func (c *coordinator) Communities(now time.Time, cs []Community) []action {
 func (c *coordinator) Tick(now time.Time) []action {
 	for _, p := range c.sorted {
 		switch {
+		case p.attempt != nil && p.attempt.preparing && !now.Before(p.attempt.deadline):
+			c.order(now, p)
 		case p.attempt != nil && !now.Before(p.attempt.deadline):
 			c.fail(now, p, "no report from "+p.silent()+" within "+attemptTimeout.String(), "")
 			c.settle(now, p)
-		case c.wants(p) && !now.Before(p.retryAt):
+		case c.wants(p) && !now.Before(p.due()):
 			c.settle(now, p)
 		}
 	}
@@ -327,7 +300,7 @@ func (c *coordinator) Tick(now time.Time) []action {
 func (c *coordinator) Next() time.Time {
 	var next time.Time
 	for _, p := range c.pairs {
-		at := p.retryAt
+		at := p.due()
 		if p.attempt != nil {
 			at = p.attempt.deadline
 		} else if !c.wants(p) || !c.free(p) {
@@ -351,9 +324,15 @@ func (c *coordinator) Report(now time.Time, from wire.NodeName, r *wire.Report) 
 	// "here" in an agent's reason is that agent's; the pair has two ends.
 	reason := wire.Clip(string(from) + ": " + r.Reason)
 	current := p.attempt != nil && p.attempt.id == r.Attempt
+	for _, a := range []*attempt{p.attempt, p.last} {
+		if a != nil && a.id == r.Attempt && r.Attempt != "" {
+			a.packets[i] = max(a.packets[i], min(r.Packets, maxPackets))
+		}
+	}
 	switch r.Outcome {
 	case wire.OutcomeNominated:
 		if current {
+			p.attempt.nominated = true
 			p.sides[i].path = r.Path
 			c.do(record{c.view(p)})
 		}
@@ -361,12 +340,12 @@ func (c *coordinator) Report(now time.Time, from wire.NodeName, r *wire.Report) 
 		// The tunnel that stands may move to another path.
 		moved := r.Attempt == p.succeeded && p.sides[i].direct
 		if !current && !moved && r.Attempt != "" {
-			return nil
+			break
 		}
 		p.sides[i] = side{told: true, direct: true, monitored: true, path: r.Path}
 		elapsed := time.Duration(r.ElapsedMs) * time.Millisecond
 		if current {
-			p.attempt.direct[i] = true
+			p.attempt.nominated, p.attempt.direct[i] = true, true
 			p.attempt.elapsed = max(p.attempt.elapsed, elapsed)
 			if p.attempt.direct[0] && p.attempt.direct[1] {
 				elapsed, p.succeeded = p.attempt.elapsed, p.attempt.id
@@ -378,7 +357,7 @@ func (c *coordinator) Report(now time.Time, from wire.NodeName, r *wire.Report) 
 		}
 	case wire.OutcomeFailed:
 		if !current && r.Attempt != "" {
-			return nil
+			break
 		}
 		c.fail(now, p, reason, from)
 	case wire.OutcomeLost:
@@ -399,78 +378,6 @@ func (c *coordinator) suggestRetry(p *pair, end int, reason string) {
 	if name := p.names[end]; c.plan(p) == wire.PlanPublic && p.sides[end].direct && c.online(name) {
 		c.do(send{name, &wire.Retry{Peer: p.names[1-end], Reason: wire.Clip(reason)}})
 	}
-}
-
-// fail ends the running attempt, tells the sides other than from, and sets the
-// time of the next one.
-func (c *coordinator) fail(now time.Time, p *pair, reason string, from wire.NodeName) {
-	if a := p.attempt; a != nil {
-		c.end(p)
-		for _, name := range p.names {
-			if name != from && c.online(name) {
-				c.do(send{name, &wire.Cancel{Attempt: a.id, Reason: reason}})
-			}
-		}
-	}
-	for i := range p.sides {
-		if s := &p.sides[i]; !s.direct {
-			s.path = wire.Path{} // nominated, and came to nothing
-		}
-	}
-	p.failure, p.reason = reason, reason
-	p.tries++
-	p.retry(now.Add(c.backoff(p.tries)))
-	if p.state != Direct {
-		c.do(record{c.view(p)})
-	}
-}
-
-// backoff is retryMin doubled for each try after the first, jittered, capped.
-func (c *coordinator) backoff(tries int) time.Duration {
-	d := retryMax
-	if shift := tries - 1; shift < 16 {
-		d = min(retryMax, retryMin<<shift)
-	}
-	return time.Duration(float64(d) * (1 - retryJitter + 2*retryJitter*c.rand.Float64()))
-}
-
-// reset lets the next attempt start at once: something happened that may
-// change its outcome.
-func (c *coordinator) reset(now time.Time, p *pair) {
-	p.tries, p.failure = 0, ""
-	p.retry(now)
-}
-
-// retry sets when the next attempt may start: at t, or retryMin after the last.
-func (p *pair) retry(t time.Time) {
-	p.retryAt = t
-	if earliest := p.started.Add(retryMin); earliest.After(t) {
-		p.retryAt = earliest
-	}
-}
-
-// abandon ends an attempt because name's session ended; the other side is told.
-func (c *coordinator) abandon(p *pair, name wire.NodeName, reason string) {
-	if p.attempt == nil {
-		return
-	}
-	if o := p.other(name); c.online(o) {
-		c.do(send{o, &wire.Cancel{Attempt: p.attempt.id, Reason: reason}})
-	}
-	c.end(p)
-}
-
-// end takes an attempt off the books.
-func (c *coordinator) end(p *pair) {
-	p.attempt = nil
-	for _, n := range p.names {
-		c.running[n]--
-	}
-}
-
-// free reports whether both ends may run one attempt more.
-func (c *coordinator) free(p *pair) bool {
-	return c.running[p.names[0]] < maxParallel && c.running[p.names[1]] < maxParallel
 }
 
 func (c *coordinator) online(n wire.NodeName) bool { return c.nodes[n] != nil && c.nodes[n].online }

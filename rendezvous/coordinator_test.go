@@ -139,8 +139,8 @@ func TestCandidatesArePassable(t *testing.T) {
 	}{
 		{"host and observed", many[:1], "203.0.113.1:4500", []wire.Candidate{many[0], srflxCandidate("203.0.113.1:4500")}},
 		{"not behind a NAT", public, "203.0.113.1:4500", public},
-		{"the observed one is worth more than the last host", many, "203.0.113.1:4500",
-			append(slices.Clone(many[:wire.MaxCandidates-1]), srflxCandidate("203.0.113.1:4500"))},
+		{"more hosts than a node has", many, "203.0.113.1:4500",
+			append(slices.Clone(many[:maxHosts]), srflxCandidate("203.0.113.1:4500"))},
 		{"beside the rendezvous", many[:1], "127.0.0.1:4500", many[:1]},
 	}
 	for _, tt := range tests {

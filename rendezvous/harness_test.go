@@ -115,7 +115,7 @@ func newSite(t *testing.T) *site {
 	}
 	cfg := DefaultConfig()
 	cfg.Listen, cfg.Status = "127.0.0.1:0", "127.0.0.1:0"
-	cfg.STUN = []string{"127.0.0.1:0", "127.0.0.1:0"}
+	cfg.STUN, cfg.STUNAlternates = []string{"127.0.0.1:0", "127.0.0.1:0"}, []uint16{0, 0}
 	cfg.Certificate, cfg.Key, cfg.CA = filepath.Join(dir, "crt"), filepath.Join(dir, "key"), filepath.Join(dir, "ca")
 	cfg.AdminSocket, cfg.Store = filepath.Join(dir, "sock"), filepath.Join(dir, "db")
 	writePEM(t, cfg.Certificate, "CERTIFICATE", cert.Certificate[0])

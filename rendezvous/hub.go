@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,7 +28,8 @@ type hub struct {
 	recorder    *recorder
 	metrics     *metrics
 	storeID     string
-	stunPorts   []uint16
+	stunPorts   []uint16     // of STUNServer.Addrs
+	stunAddrs   []netip.Addr // Config.PublicAddresses
 	// mayConnect tells who may be a Connector.
 	mayConnect func(wire.NodeName) bool
 
@@ -43,8 +45,15 @@ type hub struct {
 	mu          sync.RWMutex
 	credentials map[string]*session
 	// sightings wait for the hub; sighted says that there are some.
-	sightings map[*session]Observation
+	sightings map[sighting]Observation
 	sighted   chan struct{}
+}
+
+// sighting is what of two observations the newer one replaces: a session's, in
+// one address family.
+type sighting struct {
+	session *session
+	v4      bool
 }
 
 func newHub(log *slog.Logger, c *coordinator, rec *recorder, m *metrics, storeID string) *hub {
@@ -53,7 +62,7 @@ func newHub(log *slog.Logger, c *coordinator, rec *recorder, m *metrics, storeID
 		calls: make(chan func(time.Time) []action), done: make(chan struct{}),
 		sessions: map[wire.NodeName]*session{}, details: map[wire.NodeName]*NodeView{},
 		credentials: map[string]*session{},
-		sightings:   map[*session]Observation{}, sighted: make(chan struct{}, 1),
+		sightings:   map[sighting]Observation{}, sighted: make(chan struct{}, 1),
 	}
 }
 
@@ -103,11 +112,16 @@ func (h *hub) perform(actions []action) {
 				s.send(a.msg)
 			}
 			if p, ok := a.msg.(*wire.Punch); ok && p.Peer.Role == wire.Controlling {
-				h.log.Info("punch ordered", "pair", NewPairID(string(a.to), string(p.Peer.Endpoint.Name)), "attempt", p.Attempt)
-				h.metrics.attempts.Inc()
+				h.log.Info("punch ordered", "pair", NewPairID(string(a.to), string(p.Peer.Endpoint.Name)), "attempt", p.Attempt,
+					"strategy", p.Strategy, "hopeless", p.Hopeless)
+				h.metrics.attempts.WithLabelValues(string(p.Strategy)).Inc()
 			}
+		case refuse:
+			h.log.Warn("candidate refused", "node", a.node, "kind", a.candidate.Kind, "candidate", a.candidate.Addr, "reason", a.reason)
+			h.metrics.refused.WithLabelValues(string(a.cause)).Inc()
 		case record:
-			h.log.Info("pair", "pair", a.pair.ID, "state", a.pair.State, "reason", a.pair.Reason, "punching", a.pair.Punching)
+			h.log.Info("pair", "pair", a.pair.ID, "state", a.pair.State, "reason", a.pair.Reason, "punching", a.pair.Punching,
+				"expect", a.pair.Verdict.Expect, "strategy", a.pair.Verdict.Strategy)
 			h.recorder.pair(a.pair)
 		case forget:
 			h.log.Info("pair ended: no community holds both nodes", "pair", a.id)
@@ -123,7 +137,7 @@ func (h *hub) welcome(s *session) {
 	h.mu.Unlock()
 	s.send(&wire.Welcome{
 		Node: s.node, StoreID: h.storeID,
-		STUNPorts: h.stunPorts, STUNUsername: s.username, STUNPassword: s.password,
+		STUNPorts: h.stunPorts, STUNAddrs: h.stunAddrs, STUNUsername: s.username, STUNPassword: s.password,
 	})
 }
 
@@ -151,12 +165,14 @@ func (h *hub) join(ctx context.Context, s *session, hello *wire.Hello, delay tim
 		d := h.detail(s.node)
 		d.Online, d.Since, d.LastSeen = true, now, now
 		d.Endpoint, d.AgentVersion, d.Fingerprint = hello.Endpoint, hello.AgentVersion, s.fingerprint
+		d.Punch, d.NoProbe = hello.Punch, hello.NoProbe
 		h.recorder.node(*d)
 		h.log.Info("node joined", "node", s.node, "remote", s.conn.RemoteAddr().String(), "agent", hello.AgentVersion)
 		actions := h.coordinator.Online(now, hello, delay)
-		if s.observation != nil {
-			actions = append(actions, h.observe(now, s)...)
+		for _, o := range s.observations {
+			actions = append(actions, h.observe(now, s, o)...)
 		}
+		s.observations = nil
 		return actions
 	})
 	return errors.Join(err, refused)
@@ -193,6 +209,8 @@ func (h *hub) receive(ctx context.Context, s *session, m wire.Message) error {
 			d.NAT = m.NAT
 			h.recorder.node(*d)
 			return h.coordinator.Network(now, s.node, m)
+		case *wire.Prepared:
+			return h.coordinator.Prepared(now, s.node, m)
 		case *wire.Report:
 			h.metrics.report(m)
 			return h.coordinator.Report(now, s.node, m)
@@ -224,14 +242,14 @@ func (h *hub) credential(username string) (string, bool) {
 }
 
 // observed takes what the STUN service saw, without waiting: of a session's
-// sightings that the hub has not come to yet, the newest counts. Only the first
-// port is of interest: behind a symmetric NAT the others see other mappings,
-// which are no news.
+// sightings that the hub has not come to yet, the newest of each address family
+// counts. Only the first port is of interest: behind a symmetric NAT the others
+// see other mappings, which are no news.
 func (h *hub) observed(o Observation) {
 	h.mu.Lock()
 	s := h.credentials[o.Username]
 	if s != nil && o.Local.Port() == h.stunPorts[0] {
-		h.sightings[s] = o
+		h.sightings[sighting{s, o.Addr.Addr().Is4()}] = o
 	}
 	h.mu.Unlock()
 	select {
@@ -244,26 +262,31 @@ func (h *hub) observed(o Observation) {
 func (h *hub) look(now time.Time) []action {
 	h.mu.Lock()
 	sightings := h.sightings
-	h.sightings = map[*session]Observation{}
+	h.sightings = map[sighting]Observation{}
 	h.mu.Unlock()
 	var actions []action
-	for s, o := range sightings {
-		s.observation = &o
-		if h.sessions[s.node] == s { // else its hello is on the way: join takes it up
-			actions = append(actions, h.observe(now, s)...)
+	for at, o := range sightings {
+		if s := at.session; h.sessions[s.node] == s {
+			actions = append(actions, h.observe(now, s, o)...)
+		} else { // its hello is on the way: join takes it up
+			s.observations = slices.DeleteFunc(s.observations, func(old Observation) bool { return old.Addr.Addr().Is4() == at.v4 })
+			s.observations = append(s.observations, o)
 		}
 	}
 	return actions
 }
 
 // observe passes a session's observation on.
-func (h *hub) observe(now time.Time, s *session) []action {
-	o := *s.observation
+func (h *hub) observe(now time.Time, s *session, o Observation) []action {
 	d := h.detail(s.node)
-	if d.Observed != o.Addr && d.Observed.IsValid() {
+	if before := d.observedIn(o.Addr); before.IsValid() && before != o.Addr {
 		h.metrics.addressChanges.Inc()
 	}
-	d.Observed, d.ObservedAt, d.ObservedBy = o.Addr, o.At, o.Means
+	if !s.observed {
+		// Of a former session, and maybe of another network.
+		d.Observed, d.Observed6, s.observed = netip.AddrPort{}, netip.AddrPort{}, true
+	}
+	d.observe(o)
 	h.recorder.observe(s.node, o)
 	return h.coordinator.Observed(now, s.node, o.Addr)
 }
@@ -275,21 +298,6 @@ func (h *hub) detail(name wire.NodeName) *NodeView {
 		h.details[name] = d
 	}
 	return d
-}
-
-// NodeView is a node as the API, the page and the store see it.
-type NodeView struct {
-	Name         wire.NodeName  `json:"name"`
-	Online       bool           `json:"online"`
-	Since        time.Time      `json:"since"`
-	LastSeen     time.Time      `json:"lastSeen"`
-	Endpoint     wire.Endpoint  `json:"endpoint"`
-	AgentVersion string         `json:"agentVersion"`
-	Fingerprint  string         `json:"certificateSHA256"`
-	NAT          wire.NAT       `json:"nat"`
-	Observed     netip.AddrPort `json:"observed,omitzero"`
-	ObservedAt   time.Time      `json:"observedAt,omitzero"`
-	ObservedBy   string         `json:"observedBy,omitempty"`
 }
 
 // Snapshot is everything the page and the API show, of one moment.

@@ -5,9 +5,11 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/bodkin-net/bodkin/punch/nat"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
@@ -20,13 +22,23 @@ type world struct {
 	// online nodes, and what each last said of its tunnel to each other.
 	up   map[wire.NodeName]bool
 	word map[[2]wire.NodeName]string
+	// policy is what each node's operator said, moved when each was seen at
+	// another address.
+	policy map[wire.NodeName]wire.Policy
+	at     map[wire.NodeName]string
+	moved  map[wire.NodeName]time.Time
 	// open are the attempts that have not ended, by pair; direct are the
-	// sides that confirmed them, by attempt.
+	// sides that confirmed them, by attempt; asked are the sides that were to
+	// prepare one, until it is ordered.
 	open    map[PairID]wire.AttemptID
 	direct  map[wire.AttemptID]map[wire.NodeName]bool
-	started map[PairID]time.Time
+	asked   map[wire.AttemptID][]wire.NodeName
+	started map[PairID][ranks]time.Time
 	// last are the attempts that were ever seen.
 	last []wire.AttemptID
+	// orders counts the orders by strategy, hopeless those without hope.
+	orders   map[wire.Strategy]int
+	hopeless int
 }
 
 const (
@@ -36,17 +48,20 @@ const (
 
 // TestInvariants lets random things happen. A failure names its seed.
 func TestInvariants(t *testing.T) {
+	orders := map[wire.Strategy]int{}
 	for seed := range uint64(12) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			w := &world{
 				machine: newMachine(t), rand: rand.New(rand.NewPCG(seed, 7)),
 				names: []wire.NodeName{edge1, edge2, edge3, edge4, connector},
 				up:    map[wire.NodeName]bool{}, word: map[[2]wire.NodeName]string{},
+				policy: map[wire.NodeName]wire.Policy{}, at: map[wire.NodeName]string{}, moved: map[wire.NodeName]time.Time{},
 				open: map[PairID]wire.AttemptID{}, direct: map[wire.AttemptID]map[wire.NodeName]bool{},
-				started: map[PairID]time.Time{},
+				asked: map[wire.AttemptID][]wire.NodeName{}, started: map[PairID][ranks]time.Time{},
+				orders: orders,
 			}
 			reached := map[State]int{}
-			for i := range 2000 {
+			for i := range 4000 {
 				what := w.step()
 				w.checkState()
 				if t.Failed() {
@@ -59,7 +74,13 @@ func TestInvariants(t *testing.T) {
 			if reached[Direct] == 0 || reached[Down] == 0 || len(w.last) < 50 {
 				t.Errorf("the test is blind: states %v, %d attempts", reached, len(w.last))
 			}
+			if w.hopeless == 0 {
+				t.Error("the test is blind: no order without hope")
+			}
 		})
+	}
+	if len(orders) != 4 {
+		t.Errorf("the test is blind: orders %v", orders)
 	}
 }
 
@@ -67,7 +88,7 @@ func TestInvariants(t *testing.T) {
 func (w *world) step() string {
 	w.after(time.Duration(w.rand.IntN(700)) * time.Millisecond)
 	name := w.names[w.rand.IntN(len(w.names))]
-	switch w.rand.IntN(12) {
+	switch w.rand.IntN(14) {
 	case 0:
 		return w.hello(name)
 	case 1:
@@ -75,15 +96,15 @@ func (w *world) step() string {
 			return "nothing"
 		}
 		w.up[name] = false
+		w.leave(name)
 		w.take(w.Offline(w.now, name))
 		return string(name) + " offline"
 	case 2, 3:
-		w.take(w.seen(name, fmt.Sprintf("203.0.113.%d:%d", number(name), 4500+w.rand.IntN(2))))
-		return string(name) + " seen"
+		return w.seenAnywhere(name)
 	case 4:
-		hosts := []wire.Candidate{hostCandidate(fmt.Sprintf("192.168.1.%d:4500", 1+w.rand.IntN(3)))}
-		w.take(w.Network(w.now, name, &wire.Network{Candidates: hosts}))
-		return string(name) + " network"
+		return w.network(name)
+	case 8, 9:
+		return w.prepares(name)
 	case 5:
 		return w.communities()
 	case 6:
@@ -108,7 +129,9 @@ func (w *world) hello(name wire.NodeName) string {
 			h.Tunnels = append(h.Tunnels, wire.Tunnel{Peer: other, Monitored: w.rand.IntN(2) == 0})
 		}
 	}
-	w.up[name] = true
+	h.Punch = w.anyPolicy()
+	w.up[name], w.policy[name] = true, h.Punch
+	w.leave(name)
 	w.take(w.Online(w.now, h, time.Duration(w.rand.IntN(100))*time.Millisecond))
 	for _, p := range w.byNode[name] { // what it says of others is not heard
 		said := [2]wire.NodeName{name, p.other(name)}
@@ -118,6 +141,80 @@ func (w *world) hello(name wire.NodeName) string {
 		}
 	}
 	return fmt.Sprint(name, " hello ", h.Tunnels)
+}
+
+// anyPolicy is mostly none.
+func (w *world) anyPolicy() wire.Policy {
+	rare := map[int]wire.Policy{0: wire.PolicyNever, 1: wire.PolicyICEOnly, 2: wire.PolicyAuto}
+	return rare[w.rand.IntN(12)]
+}
+
+// seenAnywhere lets the STUN service see a node, mostly where it was.
+func (w *world) seenAnywhere(name wire.NodeName) string {
+	at := fmt.Sprintf("203.0.113.%d", number(name))
+	switch w.rand.IntN(40) {
+	case 0, 1, 2:
+		at = "203.0.113.254" // of which several may come
+	case 3:
+		at = fmt.Sprintf("[2001:db8::%x]", number(name))
+	}
+	if w.up[name] && w.at[name] != at && !strings.HasPrefix(at, "[") {
+		w.at[name], w.moved[name] = at, w.now
+	}
+	w.take(w.seen(name, fmt.Sprintf("%s:%d", at, 4500+w.rand.IntN(2))))
+	return string(name) + " seen at " + at
+}
+
+// network tells what is known of a node's NAT, mostly what was known before.
+func (w *world) network(name wire.NodeName) string {
+	m := &wire.Network{Candidates: []wire.Candidate{hostCandidate(fmt.Sprintf("192.168.1.%d:4500", 1+w.rand.IntN(3)))}}
+	kinds := []wire.NAT{{}, {Blocked: "no answer"}, portRestricted, symmetric, sequential}
+	m.NAT = map[wire.NodeName]wire.NAT{edge1: portRestricted, edge2: sequential, edge3: symmetric, edge4: sequential}[name]
+	if w.rand.IntN(4) == 0 {
+		m.NAT = kinds[w.rand.IntN(len(kinds))]
+	}
+	if w.rand.IntN(8) == 0 {
+		m.Candidates = append(m.Candidates, mappedCandidate(fmt.Sprintf("203.0.113.%d:4500", number(name))))
+	}
+	w.take(w.Network(w.now, name, m))
+	return fmt.Sprintf("%s network %+v", name, m)
+}
+
+// prepares answers a Prepare, or a former one, or none.
+func (w *world) prepares(name wire.NodeName) string {
+	m := &wire.Prepared{Attempt: "n0ne", Next: uint16(w.rand.IntN(3) * 30000), Step: w.rand.IntN(5) - 2}
+	for id, asked := range w.asked {
+		if slices.Contains(asked, name) {
+			m.Attempt = id
+		}
+	}
+	if w.rand.IntN(4) == 0 && len(w.last) > 0 {
+		m.Attempt = w.last[w.rand.IntN(len(w.last))]
+	}
+	w.take(w.Prepared(w.now, name, m))
+	return fmt.Sprintf("%s prepared %+v", name, m)
+}
+
+// leave forgets attempts that end with a session and that the other side has
+// not heard of.
+func (w *world) leave(name wire.NodeName) {
+	for id, attempt := range w.open {
+		a, b := id.Nodes()
+		other := wire.NodeName(a)
+		if other == name {
+			other = wire.NodeName(b)
+		} else if wire.NodeName(b) != name {
+			continue
+		}
+		if asked, preparing := w.asked[attempt]; preparing && !slices.Contains(asked, other) {
+			w.close(id)
+		}
+	}
+}
+
+func (w *world) close(id PairID) {
+	delete(w.asked, w.open[id])
+	delete(w.open, id)
 }
 
 func (w *world) communities() string {
@@ -130,7 +227,9 @@ func (w *world) communities() string {
 		w.rand.Shuffle(len(members), func(i, j int) { members[i], members[j] = members[j], members[i] })
 		members = members[:2+w.rand.IntN(3)]
 		slices.Sort(members)
-		cs = append(cs, community(fmt.Sprint("c", i), members...))
+		c := community(fmt.Sprint("c", i), members...)
+		c.Punch = w.anyPolicy()
+		cs = append(cs, c)
 	}
 	known := slices.Collect(maps.Keys(w.pairs))
 	w.take(w.Communities(w.now, cs))
@@ -173,11 +272,11 @@ func (w *world) report(from wire.NodeName) string {
 	if current {
 		switch outcome {
 		case wire.OutcomeFailed, wire.OutcomeLost:
-			delete(w.open, id)
+			w.close(id)
 		case wire.OutcomeDirect:
 			w.direct[attempt][from] = true
 			if len(w.direct[attempt]) == 2 {
-				delete(w.open, id)
+				w.close(id)
 			}
 		}
 	}
@@ -188,7 +287,7 @@ func (w *world) report(from wire.NodeName) string {
 // take follows what the coordinator wants done, and holds it against the rules.
 func (w *world) take(actions []action) {
 	w.t.Helper()
-	ordered := map[wire.AttemptID]int{}
+	ordered := map[wire.AttemptID][]wire.ProbePart{}
 	for _, a := range actions {
 		s, ok := a.(send)
 		if !ok {
@@ -201,12 +300,14 @@ func (w *world) take(actions []action) {
 			w.t.Errorf("%s for %s: %v", s.msg.Type(), s.to, err)
 		}
 		switch msg := s.msg.(type) {
+		case *wire.Prepare:
+			w.prepare(s.to, msg.Attempt)
 		case *wire.Punch:
 			w.ordered(s.to, msg, ordered)
 		case *wire.Cancel:
 			w.ended(s.to, msg.Attempt)
 		case *wire.Trickle:
-			if !slices.ContainsFunc(w.partners(s.to), func(p wire.NodeName) bool {
+			if _, preparing := w.asked[msg.Attempt]; preparing || !slices.ContainsFunc(w.partners(s.to), func(p wire.NodeName) bool {
 				return w.open[NewPairID(string(s.to), string(p))] == msg.Attempt
 			}) {
 				w.t.Errorf("%s gets candidates of attempt %s, which is none of its running ones", s.to, msg.Attempt)
@@ -219,35 +320,81 @@ func (w *world) take(actions []action) {
 			}
 		}
 	}
-	for id, n := range ordered {
-		if n != 2 {
-			w.t.Errorf("attempt %s has %d sides", id, n)
+	for id, parts := range ordered {
+		slices.Sort(parts)
+		if !slices.Equal(parts, []wire.ProbePart{"", ""}) && !slices.Equal(parts, []wire.ProbePart{wire.PartOpen, wire.PartSearch}) {
+			w.t.Errorf("attempt %s has the parts %q", id, parts)
 		}
 	}
 }
 
-func (w *world) ordered(to wire.NodeName, msg *wire.Punch, seen map[wire.AttemptID]int) {
+// prepare follows the first word of an attempt by prediction.
+func (w *world) prepare(to wire.NodeName, attempt wire.AttemptID) {
+	for _, p := range w.byNode[to] {
+		if p.attempt == nil || p.attempt.id != attempt {
+			continue
+		}
+		if w.asked[attempt] == nil {
+			w.begun(p.id, attempt, rank(nat.Predict))
+		}
+		w.asked[attempt] = append(w.asked[attempt], to)
+		return
+	}
+	w.t.Errorf("%s is to prepare attempt %s, which is none of its own", to, attempt)
+}
+
+// begun holds a new attempt against the one before it.
+func (w *world) begun(id PairID, attempt wire.AttemptID, rank int) {
+	if running, ok := w.open[id]; ok {
+		w.t.Errorf("%s: attempt %s beside %s", id, attempt, running)
+	}
+	a, b := id.Nodes()
+	before := w.started[id]
+	for r, started := range before {
+		pause := w.now.Sub(started)
+		moved := w.moved[wire.NodeName(a)].After(started) || w.moved[wire.NodeName(b)].After(started)
+		switch {
+		case started.IsZero():
+		case r >= rank && pause < retryMin:
+			w.t.Errorf("%s: an attempt %v after the last", id, pause)
+		case r == rank && r == 2 && pause < probeRetryMin && !moved:
+			w.t.Errorf("%s: a search %v after the last", id, pause)
+		}
+	}
+	before[rank] = w.now
+	w.open[id], w.started[id] = attempt, before
+	w.direct[attempt] = map[wire.NodeName]bool{}
+	w.last = append(w.last, attempt)
+}
+
+func (w *world) ordered(to wire.NodeName, msg *wire.Punch, seen map[wire.AttemptID][]wire.ProbePart) {
 	peer := msg.Peer.Endpoint.Name
 	id := NewPairID(string(to), string(peer))
-	seen[msg.Attempt]++
+	seen[msg.Attempt] = append(seen[msg.Attempt], msg.Part)
+	w.orders[msg.Strategy]++
+	if msg.Hopeless != "" {
+		w.hopeless++
+	}
+	switch policy := w.strictest(to, peer); {
+	case policy == wire.PolicyNever:
+		w.t.Errorf("%s is to punch to %s, which is forbidden", to, peer)
+	case policy == wire.PolicyICEOnly && msg.Strategy != wire.StrategyICE && msg.Strategy != wire.StrategyOpeners:
+		w.t.Errorf("%s is to %s, which is forbidden", to, msg.Strategy)
+	}
 	if !w.mayTalk(to, peer) {
 		w.t.Errorf("%s is to punch to %s: no community holds both", to, peer)
 	}
 	if !w.up[peer] {
 		w.t.Errorf("%s is to punch to %s, which is offline", to, peer)
 	}
-	if seen[msg.Attempt] == 2 {
+	if len(seen[msg.Attempt]) == 2 {
 		return // the second side of the same order
 	}
-	if running, ok := w.open[id]; ok {
-		w.t.Errorf("%s: attempt %s beside %s", id, msg.Attempt, running)
+	if w.asked[msg.Attempt] != nil {
+		delete(w.asked, msg.Attempt) // its order, at last
+		return
 	}
-	if before, ok := w.started[id]; ok && w.now.Sub(before) < retryMin {
-		w.t.Errorf("%s: an attempt %v after the last", id, w.now.Sub(before))
-	}
-	w.open[id], w.started[id] = msg.Attempt, w.now
-	w.direct[msg.Attempt] = map[wire.NodeName]bool{}
-	w.last = append(w.last, msg.Attempt)
+	w.begun(id, msg.Attempt, rank(nat.Strategy(msg.Strategy)))
 }
 
 func (w *world) ended(to wire.NodeName, attempt wire.AttemptID) {
@@ -257,9 +404,25 @@ func (w *world) ended(to wire.NodeName, attempt wire.AttemptID) {
 			if string(to) != a && string(to) != b {
 				w.t.Errorf("%s hears that attempt %s of %s ended", to, attempt, id)
 			}
-			delete(w.open, id)
+			w.close(id)
 		}
 	}
+}
+
+// strictest is the policy of two nodes and of the communities they share.
+func (w *world) strictest(a, b wire.NodeName) wire.Policy {
+	said := []wire.Policy{w.policy[a], w.policy[b]}
+	for _, c := range w.coordinator.communities {
+		if slices.Contains(c.Members, string(a)) && slices.Contains(c.Members, string(b)) {
+			said = append(said, c.Punch)
+		}
+	}
+	for _, p := range []wire.Policy{wire.PolicyNever, wire.PolicyICEOnly} {
+		if slices.Contains(said, p) {
+			return p
+		}
+	}
+	return wire.PolicyAuto
 }
 
 func (w *world) partners(of wire.NodeName) []wire.NodeName {
@@ -279,7 +442,7 @@ func (w *world) mayTalk(a, b wire.NodeName) bool {
 func (w *world) checkState() {
 	w.t.Helper()
 	w.checkNext()
-	if next := w.Next(); next.After(w.now.Add(retryMax + retryMax/2)) {
+	if next := w.Next(); next.After(w.now.Add(probeRetryMax + probeRetryMax/2)) {
 		w.t.Errorf("next step in %v", next.Sub(w.now))
 	}
 	for _, v := range w.Views() {
@@ -288,6 +451,11 @@ func (w *world) checkState() {
 		}
 		if _, open := w.open[v.ID]; open != v.Punching {
 			w.t.Errorf("%s: punching %v, but an attempt is open: %v", v.ID, v.Punching, open)
+		} else if open && w.strictest(v.Nodes[0], v.Nodes[1]) == wire.PolicyNever {
+			w.t.Errorf("%s punches, which is forbidden", v.ID)
+		}
+		if v.Verdict.Expect == "" || v.Verdict.Reason == "" {
+			w.t.Errorf("%s without a verdict: %+v", v.ID, v.Verdict)
 		}
 		if v.State != Direct {
 			continue

@@ -11,7 +11,8 @@ import (
 type metrics struct {
 	registry       *prometheus.Registry
 	sessions       prometheus.Counter
-	attempts       prometheus.Counter
+	attempts       *prometheus.CounterVec
+	refused        *prometheus.CounterVec
 	outcomes       *prometheus.CounterVec
 	addressChanges prometheus.Counter
 	timeToDirect   prometheus.Histogram
@@ -22,8 +23,10 @@ func newMetrics() *metrics {
 		registry: prometheus.NewRegistry(),
 		sessions: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "bodkin_sessions_total", Help: "Agent sessions accepted."}),
-		attempts: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "bodkin_punch_attempts_total", Help: "Punch attempts ordered, one per pair and try."}),
+		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "bodkin_punch_attempts_total", Help: "Punch attempts ordered, one per pair and try."}, []string{"strategy"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "bodkin_candidates_refused_total", Help: "Candidates that agents named and that are passed on to nobody."}, []string{"cause"}),
 		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "bodkin_reports_total", Help: "Reports of agents by outcome."}, []string{"outcome"}),
 		addressChanges: prometheus.NewCounter(prometheus.CounterOpts{
@@ -34,7 +37,7 @@ func newMetrics() *metrics {
 			Buckets: []float64{.1, .2, .3, .5, .75, 1, 1.5, 2, 3, 5, 10},
 		}),
 	}
-	m.registry.MustRegister(m.sessions, m.attempts, m.outcomes, m.addressChanges, m.timeToDirect)
+	m.registry.MustRegister(m.sessions, m.attempts, m.refused, m.outcomes, m.addressChanges, m.timeToDirect)
 	return m
 }
 

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bodkin-net/bodkin/punch/nat"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
@@ -50,10 +51,12 @@ type nodeRow struct {
 	Online   bool
 	Type     string
 	Since    moment
-	Observed string // addr[port], empty when never observed
+	Observed []string // addr[port], none when never observed
 	History  []historyRow
 	NAT      natWords
-	Agent    string
+	// Limits say what keeps the node from being punched to in every way.
+	Limits []string
+	Agent  string
 }
 
 type historyRow struct {
@@ -66,6 +69,7 @@ type natWords struct{ Gloss, Behaviour string }
 
 type communityRow struct {
 	Name, Source string
+	Punch        string // empty when everything is permitted
 	Members      []memberRow
 }
 
@@ -77,6 +81,7 @@ type pairRow struct {
 	State    State
 	Direct   bool
 	Punching bool
+	Expected expectation
 	// Kinds is the kind of path of each end, or one if they agree.
 	Kinds []string
 	// Ends is what each node of the pair uses to reach the other.
@@ -87,6 +92,9 @@ type pairRow struct {
 	Attempts     int
 	Changed      moment
 }
+
+// expectation is a verdict in words.
+type expectation struct{ Expect, Strategy, Reason string }
 
 type endRow struct{ From, To, Address string }
 
@@ -157,6 +165,9 @@ func newPage(now time.Time, nodes []NodeHistory, communities []CommunityView, pa
 	}
 	for _, c := range communities {
 		row := communityRow{Name: c.Name, Source: c.Source}
+		if c.Punch != wire.PolicyAuto {
+			row.Punch = string(c.Punch)
+		}
 		for _, m := range c.Members {
 			row.Members = append(row.Members, memberRow{Name: m, State: cmp.Or(states[m], "never joined")})
 		}
@@ -192,7 +203,18 @@ func newPage(now time.Time, nodes []NodeHistory, communities []CommunityView, pa
 func newNodeRow(now time.Time, n NodeHistory) nodeRow {
 	row := nodeRow{
 		Name: string(n.Name), Online: n.Online, Type: string(n.Endpoint.Type), Since: momentOf(now, n.Since),
-		Observed: endpointText(n.Observed), NAT: describeNAT(n.NAT), Agent: n.AgentVersion,
+		NAT: describeNAT(n.NAT), Agent: n.AgentVersion,
+	}
+	for _, at := range []netip.AddrPort{n.Observed, n.Observed6} {
+		if at.IsValid() {
+			row.Observed = append(row.Observed, endpointText(at))
+		}
+	}
+	if n.Punch != "" && n.Punch != wire.PolicyAuto {
+		row.Limits = append(row.Limits, "punch: "+string(n.Punch))
+	}
+	if n.NoProbe != "" {
+		row.Limits = append(row.Limits, "cannot open many ports: "+n.NoProbe)
 	}
 	for _, o := range n.History {
 		row.History = append(row.History, historyRow{
@@ -206,6 +228,10 @@ func newPairRow(now time.Time, v PairView) pairRow {
 	row := pairRow{
 		ID: string(v.ID), State: v.State, Direct: v.State == Direct, Punching: v.Punching,
 		Reason: v.Reason, Attempts: v.Attempts, Changed: momentOf(now, v.Since),
+		Expected: expectation{Expect: string(v.Verdict.Expect), Reason: v.Verdict.Reason},
+	}
+	if v.Verdict.Expect == nat.Direct || v.Verdict.Strategy == nat.None {
+		row.Expected.Strategy = strategyText(v.Verdict.Strategy)
 	}
 	for i, name := range v.Nodes {
 		row.Nodes[i] = string(name)
@@ -235,14 +261,35 @@ func kindText(k wire.PathKind) string {
 		return "server-reflexive"
 	case wire.PathPeerReflexive:
 		return "peer-reflexive"
+	case wire.PathMapped:
+		return "port mapping"
 	case wire.PathPublic:
 		return "public address"
 	}
 	return string(k)
 }
 
-// describeNAT names a NAT. Agents ask the rendezvous at one address and two
-// ports, which cannot tell full cones from address-restricted ones.
+// strategyText says how a pair is brought together.
+func strategyText(s nat.Strategy) string {
+	switch s {
+	case nat.ICE:
+		return "by ICE checks"
+	case nat.Openers:
+		return "by openers"
+	case nat.Predict:
+		return "by predicted ports"
+	case nat.Probe:
+		return "by a search for ports"
+	case nat.None:
+		return "nothing is tried"
+	case strategyPublic:
+		return "at a public address"
+	}
+	return string(s)
+}
+
+// describeNAT names a NAT. Agents ask the rendezvous at one address, which
+// cannot tell full cones from address-restricted ones.
 func describeNAT(n wire.NAT) natWords {
 	if n.Blocked != "" {
 		return natWords{"UDP blocked", n.Blocked}
@@ -254,7 +301,32 @@ func describeNAT(n wire.NAT) natWords {
 	if n.Filtering != "" {
 		words = append(words, string(n.Filtering)+" filtering")
 	}
+	words = append(words, allocationWords(n)...)
+	if n.Poisoned == wire.Yes {
+		words = append(words, "remembers unasked packets (poisoned)")
+	}
+	if n.Hairpin == wire.Yes {
+		words = append(words, "hairpins")
+	}
+	if n.LifetimeSeconds > 0 {
+		words = append(words, fmt.Sprintf("mappings live %d s or longer", n.LifetimeSeconds))
+	}
+	if n.Present && n.Hops > 0 {
+		words = append(words, fmt.Sprintf("TTL %d leaves it", n.Hops))
+	}
 	return natWords{natGloss(n), strings.Join(words, ", ")}
+}
+
+func allocationWords(n wire.NAT) []string {
+	switch {
+	case !n.Present || n.Allocation == "":
+		return nil
+	case n.Allocation == wire.Sequential:
+		return []string{fmt.Sprintf("sequential ports in steps of %d", n.Step)}
+	case n.Allocation == wire.Preserving:
+		return []string{"preserves ports"}
+	}
+	return []string{string(n.Allocation) + " ports"}
 }
 
 func natGloss(n wire.NAT) string {

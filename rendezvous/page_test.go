@@ -12,7 +12,9 @@ import (
 )
 
 func TestPageSaysWhatIsKnown(t *testing.T) {
-	w := apiCall(t, newStatusHandler(sampleSource(), newMetrics(), ""), "GET", "/", nil)
+	src := sampleSource()
+	src.snap.Communities[0].Punch = wire.PolicyICEOnly
+	w := apiCall(t, newStatusHandler(src, newMetrics(), ""), "GET", "/", nil)
 	if got := w.Header().Get("Content-Type"); w.Code != 200 || got != "text/html; charset=utf-8" {
 		t.Fatalf("%d, %s", w.Code, got)
 	}
@@ -30,7 +32,13 @@ func TestPageSaysWhatIsKnown(t *testing.T) {
 		`<td data-label="Last change"><time datetime="2024-05-17T12:28:26Z" title="2024-05-17 12:28:26 UTC">94 s ago</time></td>`,
 		`shanghai.edge3 is offline`,
 		`next attempt in 48 s`,
-		`symmetric<span class="line note">address-and-port-dependent mapping, address-and-port-dependent filtering</span>`,
+		`symmetric<span class="line note">address-and-port-dependent mapping, address-and-port-dependent filtering, random ports, hairpins, TTL 2 leaves it</span>` +
+			`<span class="line note">punch: ice-only</span><span class="line note">cannot open many ports: nftables is missing</span>`,
+		`<span class="line">203.0.113.77[61804]</span><span class="line">2001:db8:7::20[4500]</span>`,
+		`<td data-label="Expected"><span class="expected" title="no common address family">relay</span></td>`,
+		`by a search for ports</span></td>`,
+		`<td data-label="Expected"><span class="expected" title="shanghai.edge4 has never been online: nothing is known of its NAT">unknown</span></td>`,
+		`all-edges<span class="line note">punch: ice-only</span></th>`,
 		`2001:db8:5::17[4500]`,
 		`<summary>history (2)</summary>`,
 		`<li>shanghai.edge4 <span class="note">(never joined)</span></li>`,
@@ -144,6 +152,11 @@ func TestDescribeNAT(t *testing.T) {
 		{wire.NAT{Present: true, Mapping: apd}, "symmetric", "address-and-port-dependent mapping"},
 		{wire.NAT{Present: true, Mapping: ad, Filtering: ei}, "symmetric", "address-dependent mapping, endpoint-independent filtering"},
 		{wire.NAT{Present: true, Filtering: apd}, "NAT of unknown mapping", "address-and-port-dependent filtering"},
+		{wire.NAT{Present: true, Mapping: apd, Filtering: apd, Allocation: wire.Sequential, Step: 2, Poisoned: wire.Yes, LifetimeSeconds: 100, Hops: 3},
+			"symmetric", "address-and-port-dependent mapping, address-and-port-dependent filtering, sequential ports in steps of 2, " +
+				"remembers unasked packets (poisoned), mappings live 100 s or longer, TTL 3 leaves it"},
+		{wire.NAT{Present: true, Mapping: ei, Filtering: ei, Allocation: wire.Preserving}, "full or address-restricted cone",
+			"endpoint-independent mapping, endpoint-independent filtering, preserves ports"},
 		{wire.NAT{Blocked: "no answer over UDP"}, "UDP blocked", "no answer over UDP"},
 	} {
 		if got := describeNAT(tt.nat); got.Gloss != tt.gloss || got.Behaviour != tt.behaviour {

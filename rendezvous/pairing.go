@@ -1,7 +1,6 @@
 package rendezvous
 
 import (
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"reflect"
@@ -9,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bodkin-net/bodkin/punch/nat"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
@@ -20,10 +20,16 @@ type PairView struct {
 	State       State            `json:"state"`
 	Reason      string           `json:"reason,omitempty"`
 	Since       time.Time        `json:"since"`
+	// Verdict is what is expected, whatever has happened so far.
+	Verdict VerdictView `json:"verdict"`
 	// Paths holds, by node, the path that node uses to reach the other.
 	Paths    map[wire.NodeName]wire.Path `json:"paths,omitempty"`
 	Punching bool                        `json:"punching"`
 	Attempts int                         `json:"attempts"`
+	// Strategy and Packets are of the last attempt that ended: how it was made,
+	// and how many packets both sides sent to get through.
+	Strategy nat.Strategy `json:"strategy,omitempty"`
+	Packets  int          `json:"packets,omitempty"`
 	// TimeToDirect of the last success, in nanoseconds.
 	TimeToDirect time.Duration `json:"timeToDirect"`
 	LastDirect   time.Time     `json:"lastDirect,omitzero"`
@@ -64,6 +70,7 @@ func (c *coordinator) Forget(now time.Time, name wire.NodeName) []action {
 		return nil
 	}
 	delete(c.nodes, name)
+	c.resift()
 	for _, p := range c.byNode[name] {
 		p.sides = [2]side{}
 	}
@@ -93,17 +100,13 @@ func (c *coordinator) wanted() map[PairID][]string {
 // keeps what each pair has reached, and tells everybody whose peers changed.
 func (c *coordinator) rebuild(now time.Time) {
 	want := c.wanted()
+	c.policies = policies(c.communities)
 	for _, p := range c.sorted {
 		if _, ok := want[p.id]; ok {
 			continue
 		}
 		if p.attempt != nil {
-			for _, n := range p.names {
-				if c.online(n) {
-					c.do(send{n, &wire.Cancel{Attempt: p.attempt.id, Reason: "the nodes no longer share a community"}})
-				}
-			}
-			c.end(p)
+			c.callOff(p, "", "the nodes no longer share a community")
 		}
 		delete(c.pairs, p.id)
 		c.do(forget{p.id})
@@ -115,7 +118,7 @@ func (c *coordinator) rebuild(now time.Time) {
 			p = &pair{id: id, names: [2]wire.NodeName{wire.NodeName(a), wire.NodeName(b)}, state: Down, since: now}
 			c.pairs[id] = p
 		}
-		p.communities = communities
+		p.communities, p.limit = communities, limitOf(communities, c.policies)
 	}
 	c.index()
 	for _, name := range slices.Sorted(maps.Keys(c.nodes)) {
@@ -193,20 +196,38 @@ func (c *coordinator) role(p *pair, name wire.NodeName) wire.Role {
 	return wire.Controlled
 }
 
-// wants reports whether an attempt would be of use: both ends can punch, and
-// the tunnel is missing or nobody watches its path.
+// wants reports whether an attempt would be of use: both ends can and may
+// punch, and the tunnel is missing or nobody watches its path.
 func (c *coordinator) wants(p *pair) bool {
-	if p.attempt != nil || c.plan(p) != wire.PlanICE ||
+	if p.attempt != nil || c.plan(p) != wire.PlanICE || p.verdict.Strategy == nat.None ||
 		!c.nodes[p.names[0]].ready() || !c.nodes[p.names[1]].ready() {
 		return false
 	}
 	return p.state != Direct || !p.sides[0].monitored || !p.sides[1].monitored
 }
 
+// rejudge brings a pair's verdict in line with what is known. What runs on a
+// verdict that knew less is begun anew; a tunnel that stands is not touched.
+func (c *coordinator) rejudge(now time.Time, p *pair) {
+	was := p.verdict
+	p.verdict = c.verdict(p)
+	switch a := p.attempt; {
+	case a != nil && (p.verdict.Strategy == nat.None || !a.nominated && c.policy(p) == nat.ICEOnly && rank(a.strategy) > 0):
+		c.callOff(p, "", "an operator forbids it now (punch: "+string(c.policy(p))+")")
+	case p.verdict == was:
+	case a != nil && !a.nominated && better(a.verdict, p.verdict):
+		c.callOff(p, "", "more is known now: "+p.verdict.String())
+		p.tries, p.failure, p.retryAt = 0, "", now
+	case a == nil && better(was, p.verdict):
+		c.reset(now, p)
+	}
+}
+
 // settle brings a pair's state in line with what is known, and starts an
 // attempt where one is due.
 func (c *coordinator) settle(now time.Time, p *pair) {
 	before := c.view(p)
+	c.rejudge(now, p)
 	state := Down
 	for i, s := range p.sides {
 		o := p.sides[1-i]
@@ -225,8 +246,8 @@ func (c *coordinator) settle(now time.Time, p *pair) {
 		}
 		p.state, p.remembered = state, ""
 	}
-	if c.wants(p) && c.free(p) && !now.Before(p.retryAt) {
-		c.order(now, p)
+	if c.wants(p) && c.free(p) && !now.Before(p.due()) {
+		c.begin(now, p)
 	}
 	if p.state != Direct {
 		p.reason = c.why(p)
@@ -248,13 +269,18 @@ func (c *coordinator) why(p *pair) string {
 		switch n := c.nodes[name]; {
 		case n == nil:
 			return string(name) + " has never been online"
+		case p.verdict.Strategy == nat.None:
+			return p.verdict.Reason
 		case !n.online:
 			return string(name) + " is offline"
 		case c.plan(p) == wire.PlanICE && !n.gathered:
 			return "waiting for " + string(name) + "'s first STUN request"
 		}
 	}
-	if p.failure != "" {
+	switch {
+	case p.failure != "" && p.verdict.Expect == nat.Relay:
+		return p.verdict.Reason + "; " + p.failure
+	case p.failure != "":
 		return p.failure
 	}
 	if p.attempt != nil {
@@ -263,56 +289,19 @@ func (c *coordinator) why(p *pair) string {
 	return "waiting for the tunnel"
 }
 
-// order starts an attempt: both sides get the same moment, expressed as a
-// delay after receipt.
-func (c *coordinator) order(now time.Time, p *pair) {
-	p.total++
-	p.started = now
-	p.retry(now)
-	p.attempt = &attempt{id: wire.AttemptID(c.token(8)), deadline: now.Add(attemptTimeout)}
-	creds := [2]wire.Credentials{
-		{Ufrag: c.token(4), Pwd: c.token(16)},
-		{Ufrag: c.token(4), Pwd: c.token(16)},
-	}
-	for _, n := range p.names {
-		c.running[n]++
-	}
-	last := max(c.nodes[p.names[0]].delay, c.nodes[p.names[1]].delay)
-	for i, name := range p.names {
-		me, you := c.nodes[name], c.nodes[p.other(name)]
-		c.do(send{name, &wire.Punch{
-			Attempt:      p.attempt.id,
-			Peer:         c.peer(p, name),
-			StartAfterMs: min(last-me.delay, maxStartOffset).Milliseconds(),
-			Local:        creds[i],
-			Remote:       creds[1-i],
-			Candidates:   you.candidates(),
-			RemoteNAT:    you.nat,
-		}})
-	}
-}
-
-// token is n random bytes in hex. The source is seeded by crypto/rand
-// (ChaCha8), so ICE passwords made of it cannot be guessed.
-func (c *coordinator) token(n int) string {
-	b := make([]byte, 0, n+8)
-	for len(b) < n {
-		v := c.rand.Uint64()
-		b = append(b, byte(v), byte(v>>8), byte(v>>16), byte(v>>24), byte(v>>32), byte(v>>40), byte(v>>48), byte(v>>56))
-	}
-	return hex.EncodeToString(b[:n])
-}
-
 // view is the pair as others see it.
 func (c *coordinator) view(p *pair) PairView {
 	v := PairView{
 		ID: p.id, Nodes: p.names, Communities: p.communities,
-		State: p.state, Reason: p.reason, Since: p.since,
+		State: p.state, Reason: p.reason, Since: p.since, Verdict: viewOf(p.verdict),
 		Punching: p.attempt != nil, Attempts: p.total,
 		TimeToDirect: p.timeToDirect, LastDirect: p.lastDirect,
 	}
+	if p.last != nil {
+		v.Strategy, v.Packets = p.last.strategy, p.last.packets[0]+p.last.packets[1]
+	}
 	if c.wants(p) {
-		v.RetryAt = p.retryAt
+		v.RetryAt = p.due()
 	}
 	for i, s := range p.sides {
 		if s.path.Remote.IsValid() {

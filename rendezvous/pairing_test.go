@@ -284,7 +284,7 @@ func TestFailedMonitorLeavesTheTunnel(t *testing.T) {
 func TestRestore(t *testing.T) {
 	last := time.Unix(1_600_000_000, 0)
 	m := &machine{t: t, coordinator: newCoordinator(rand.New(rand.NewPCG(1, 2))), now: time.Unix(1_700_000_000, 0)}
-	m.Restore(m.now, []wire.Endpoint{endpointOf(edge1), endpointOf(edge2)},
+	m.Restore(m.now, []NodeView{{Name: edge1, Endpoint: endpointOf(edge1)}, {Name: edge2, Endpoint: endpointOf(edge2)}},
 		[]Community{community("all", edge1, edge2, edge3)},
 		[]PairView{
 			{ID: both12, State: Direct, Attempts: 7, TimeToDirect: time.Second, LastDirect: last},

@@ -122,7 +122,7 @@ func (r *recorder) node(v NodeView) {
 			return err
 		}
 		return r.store.PutNode(store.Node{
-			Name: string(v.Name), Endpoint: endpoint, NAT: nat,
+			Name: string(v.Name), Endpoint: endpoint, NAT: nat, Punch: string(v.Punch), NoProbe: v.NoProbe,
 			AgentVersion: v.AgentVersion, Fingerprint: v.Fingerprint, LastSeen: v.LastSeen,
 		})
 	})
@@ -139,6 +139,7 @@ func (r *recorder) pair(v PairView) {
 	r.put("pair "+string(v.ID), func() error {
 		rec := store.Pair{
 			ID: string(v.ID), State: string(v.State), Reason: v.Reason, Attempts: v.Attempts,
+			Strategy: string(v.Strategy), Packets: v.Packets,
 			TimeToDirect: v.TimeToDirect, Changed: v.Since, LastDirect: v.LastDirect,
 			Endpoints: map[string]netip.AddrPort{},
 		}

@@ -31,6 +31,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"github.com/bodkin-net/bodkin/internal/unixsock"
+	"github.com/bodkin-net/bodkin/punch/nat"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 	"github.com/bodkin-net/bodkin/store"
 )
@@ -130,15 +131,16 @@ func (s *Server) listen(tlsConfig *tls.Config) error {
 	if s.admin, err = unixsock.Listen(s.cfg.AdminSocket); err != nil {
 		return fmt.Errorf("adminSocket: %w", err)
 	}
-	addrs, err := s.cfg.stunAddrs()
+	stun, err := s.cfg.stun()
 	if err != nil {
 		return err
 	}
-	s.stun, err = ListenSTUN(STUNConfig{
-		Listen: addrs, Log: s.log, Credential: s.hub.credential, Observe: s.observe,
-	})
-	if err != nil {
+	stun.Log, stun.Credential, stun.Observe = s.log, s.hub.credential, s.observe
+	if s.stun, err = ListenSTUN(stun); err != nil {
 		return fmt.Errorf("stun: %w", err)
+	}
+	if s.hub.stunAddrs, err = s.cfg.publicAddrs(); err != nil {
+		return err
 	}
 	for _, a := range s.stun.Addrs() {
 		s.hub.stunPorts = append(s.hub.stunPorts, a.Port())
@@ -152,9 +154,10 @@ func (s *Server) restore() error {
 	if err != nil {
 		return err
 	}
-	var endpoints []wire.Endpoint
+	var views []NodeView
 	for _, n := range nodes {
-		v := NodeView{Name: wire.NodeName(n.Name), AgentVersion: n.AgentVersion, Fingerprint: n.Fingerprint, LastSeen: n.LastSeen, Since: n.LastSeen}
+		v := NodeView{Name: wire.NodeName(n.Name), AgentVersion: n.AgentVersion, Fingerprint: n.Fingerprint, LastSeen: n.LastSeen, Since: n.LastSeen,
+			Punch: wire.Policy(n.Punch), NoProbe: n.NoProbe}
 		if err := errors.Join(json.Unmarshal(n.Endpoint, &v.Endpoint), json.Unmarshal(n.NAT, &v.NAT)); err != nil {
 			return fmt.Errorf("store %s: node %s: %w", s.cfg.Store, n.Name, err)
 		}
@@ -162,31 +165,30 @@ func (s *Server) restore() error {
 		if err != nil {
 			return err
 		}
-		if len(seen) > 0 {
-			v.Observed, v.ObservedAt, v.ObservedBy = seen[0].Addr, seen[0].Last, seen[0].Means
-		}
+		v.restore(seen)
 		s.hub.details[v.Name] = &v
-		endpoints = append(endpoints, v.Endpoint)
+		views = append(views, v)
 	}
 	communities, err := s.store.Communities()
 	if err != nil {
 		return err
 	}
 	for _, c := range communities {
-		s.applied = append(s.applied, Community{Name: c.Name, Members: c.Members})
+		s.applied = append(s.applied, Community{Name: c.Name, Members: c.Members, Punch: wire.Policy(c.Punch)})
 	}
 	pairs, err := s.store.Pairs()
 	if err != nil {
 		return err
 	}
-	var views []PairView
+	var outcomes []PairView
 	for _, p := range pairs {
-		views = append(views, PairView{
+		outcomes = append(outcomes, PairView{
 			ID: PairID(p.ID), State: State(p.State), Since: p.Changed,
+			Strategy: nat.Strategy(p.Strategy), Packets: p.Packets,
 			Attempts: p.Attempts, TimeToDirect: p.TimeToDirect, LastDirect: p.LastDirect,
 		})
 	}
-	s.hub.coordinator.Restore(time.Now(), endpoints, s.communities(), views)
+	s.hub.coordinator.Restore(time.Now(), views, s.communities(), outcomes)
 	return nil
 }
 

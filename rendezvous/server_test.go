@@ -6,8 +6,10 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,10 +22,20 @@ import (
 )
 
 func TestWelcomeAndHello(t *testing.T) {
-	r := newSite(t).start()
+	site := newSite(t)
+	site.config.PublicAddresses = []string{"198.51.100.1", "2001:db8::1"}
+	r := site.start()
 	p := r.dial(edge1)
 	w := p.welcome
-	if w.Node != edge1 || w.StoreID != r.server.store.ID() || len(w.STUNPorts) != 2 || w.STUNUsername == "" || len(w.STUNPassword) < 22 {
+	var ports []uint16
+	for _, a := range r.server.stun.Addrs() {
+		ports = append(ports, a.Port())
+	}
+	addrs := []netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("2001:db8::1")}
+	if !slices.Equal(w.STUNPorts, ports) || !slices.Equal(w.STUNAddrs, addrs) {
+		t.Errorf("STUN at %v of %v, want %v of %v", w.STUNPorts, w.STUNAddrs, ports, addrs)
+	}
+	if w.Node != edge1 || w.StoreID != r.server.store.ID() || w.STUNUsername == "" || len(w.STUNPassword) < 22 {
 		t.Errorf("welcome %+v", w)
 	}
 	if n := nodeIn(r.snapshot(), edge1); n.Online {
@@ -159,7 +171,7 @@ func TestBadFrames(t *testing.T) {
 	report := []byte(`{"v":1,"type":"report","body":{"peer":"beijing.edge2","outcome":"lost","elapsedMs":0}}`)
 	srflx := []byte(`{"v":1,"type":"network","body":{"candidates":[{"kind":"srflx","addr":"8.8.8.8:53"}],"nat":{"present":true}}}`)
 	many := []byte(`{"v":1,"type":"network","body":{"candidates":[` +
-		strings.Repeat(`{"kind":"host","addr":"192.0.2.1:1"},`, 16) + `{"kind":"host","addr":"192.0.2.1:1"}],"nat":{"present":true}}}`)
+		strings.Repeat(`{"kind":"host","addr":"192.0.2.1:1"},`, wire.MaxCandidates) + `{"kind":"host","addr":"192.0.2.1:1"}],"nat":{"present":true}}}`)
 	tests := []struct {
 		name   string
 		frames [][]byte
@@ -178,8 +190,8 @@ func TestBadFrames(t *testing.T) {
 		{"a report before the hello", [][]byte{report}, websocket.TextMessage, "report out of order"},
 		{"a second hello", [][]byte{hello, hello}, websocket.TextMessage, "hello out of order"},
 		{"the rendezvous' own message", [][]byte{hello, []byte(`{"v":1,"type":"bye","body":{"reason":"x"}}`)}, websocket.TextMessage, "bye is not an agent's message"},
-		{"a claim to be seen elsewhere", [][]byte{hello, srflx}, websocket.TextMessage, "host candidates only"},
-		{"a scan", [][]byte{hello, many}, websocket.TextMessage, "17 candidates, limit 16"},
+		{"a claim to be seen elsewhere", [][]byte{hello, srflx}, websocket.TextMessage, "host and mapped candidates only"},
+		{"a scan", [][]byte{hello, many}, websocket.TextMessage, "25 candidates, limit 24"},
 	}
 	r := newSite(t).start()
 	other := r.join(edge2)

@@ -53,8 +53,10 @@ type session struct {
 	conn               *websocket.Conn
 	log                *slog.Logger
 
-	// observation is the last STUN request seen; the hub's goroutine owns it.
-	observation *Observation
+	// observations are the STUN requests seen before the hello, observed tells
+	// that one was taken in; both belong to the hub's goroutine.
+	observations []Observation
+	observed     bool
 
 	out  chan []byte
 	once sync.Once

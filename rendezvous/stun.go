@@ -14,9 +14,14 @@ import (
 
 // STUNConfig configures a STUNServer.
 type STUNConfig struct {
-	// Listen is two different addresses and ports: the mapping behaviour of a NAT
-	// (RFC 5780 Section 4.3) shows when a client asks at both.
-	Listen []netip.AddrPort
+	// Listen is where to be asked: the mapping behaviour of a NAT (RFC 5780
+	// Section 4.3) shows when a client asks at two ports. Port 0 is any port.
+	// Where the two are different addresses of one family, neither of them
+	// 0.0.0.0 or [::], clients may ask for an answer from the other one.
+	Listen [2]netip.AddrPort
+	// Alternates are other ports on those addresses, in the same order, which
+	// answer for them (CHANGE-REQUEST, RFC 5780 Section 7.2). Port 0 is any port.
+	Alternates [2]uint16
 	// Credential gives the password of a username, which stands for an agent's
 	// session. It is called per authenticated request, from several goroutines.
 	// Without it every credential is wrong.
@@ -40,17 +45,18 @@ type STUNStats struct {
 	SendFailures  uint64 // responses the system would not send
 }
 
-// STUNServer answers STUN Binding requests (RFC 8489) on two ports, and for
-// authenticated clients from a third that nobody asks (CHANGE-REQUEST, RFC 5780
-// Section 7.2): what arrives from there shows the filtering behaviour of a NAT.
+// STUNServer answers STUN Binding requests (RFC 8489) on two ports and on an
+// alternate of each, with what a client needs to learn the behaviour of its NAT
+// (RFC 5780): CHANGE-REQUEST, RESPONSE-ORIGIN, OTHER-ADDRESS, and RESPONSE-PORT
+// for authenticated clients.
 //
 // Stats, Addrs and Close may be called from any goroutine.
 type STUNServer struct {
-	log       *slog.Logger
-	observe   func(Observation)
-	answerer  stunAnswerer
-	listeners []stunListener
-	alternate map[netip.Addr]*stunSocket // by listening address
+	log      *slog.Logger
+	observe  func(Observation)
+	answerer stunAnswerer
+	sockets  []*stunSocket // in the order of stunPlaces
+	places   stunPlaces
 
 	mu      sync.Mutex
 	limiter *stunLimiter // under mu
@@ -60,24 +66,13 @@ type STUNServer struct {
 	sendFailures atomic.Uint64
 }
 
-// stunListener is a socket that is asked, and the one beside it on the same
-// address that only answers.
-type stunListener struct {
-	*stunSocket
-	alternate *stunSocket
-}
-
 // ListenSTUN opens the sockets. The caller then calls Serve, or Close.
 func ListenSTUN(cfg STUNConfig) (*STUNServer, error) {
-	if len(cfg.Listen) != 2 {
-		return nil, fmt.Errorf("%d listening addresses: want two, with different ports", len(cfg.Listen))
-	}
 	s := &STUNServer{
-		log:       cfg.Log,
-		observe:   cfg.Observe,
-		answerer:  stunAnswerer{credential: cfg.Credential},
-		alternate: make(map[netip.Addr]*stunSocket),
-		limiter:   newSTUNLimiter(stunRate, stunBurst, stunSources),
+		log:      cfg.Log,
+		observe:  cfg.Observe,
+		answerer: stunAnswerer{credential: cfg.Credential},
+		limiter:  newSTUNLimiter(stunRate, stunBurst, stunSources),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -85,39 +80,30 @@ func ListenSTUN(cfg STUNConfig) (*STUNServer, error) {
 	if s.observe == nil {
 		s.observe = func(Observation) {}
 	}
-	for _, at := range cfg.Listen {
-		if err := s.listen(at); err != nil {
+	for i, at := range cfg.places() {
+		socket, err := openSTUNSocket(at)
+		if err != nil {
 			_ = s.Close()
 			return nil, err
 		}
+		s.sockets = append(s.sockets, socket)
+		s.places[i] = socket.addr()
 	}
 	return s, nil
 }
 
-func (s *STUNServer) listen(at netip.AddrPort) error {
-	socket, err := openSTUNSocket(at)
-	if err != nil {
-		return err
+// places are the addresses to bind.
+func (c STUNConfig) places() stunPlaces {
+	p := stunPlaces{c.Listen[0], c.Listen[1]}
+	for i, port := range c.Alternates {
+		p[i|stunAlternate] = netip.AddrPortFrom(c.Listen[i].Addr(), port)
 	}
-	alternate, ok := s.alternate[at.Addr()]
-	if !ok {
-		if alternate, err = openSTUNSocket(netip.AddrPortFrom(at.Addr(), 0)); err != nil {
-			return errors.Join(err, socket.conn.Close())
-		}
-		s.alternate[at.Addr()] = alternate
-	}
-	s.listeners = append(s.listeners, stunListener{socket, alternate})
-	return nil
+	return p
 }
 
-// Addrs returns where the server listens, in the order of STUNConfig.Listen.
-func (s *STUNServer) Addrs() []netip.AddrPort {
-	addrs := make([]netip.AddrPort, len(s.listeners))
-	for i, l := range s.listeners {
-		addrs[i] = l.addr()
-	}
-	return addrs
-}
+// Addrs returns where the server listens: the two of STUNConfig.Listen, then
+// the alternate of each.
+func (s *STUNServer) Addrs() [4]netip.AddrPort { return s.places }
 
 // Stats returns the counters as of now.
 func (s *STUNServer) Stats() STUNStats {
@@ -140,12 +126,12 @@ func (s *STUNServer) Serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var readers sync.WaitGroup
-	failed := make([]error, len(s.listeners))
-	for i, l := range s.listeners {
+	failed := make([]error, len(s.sockets))
+	for i := range s.sockets {
 		readers.Go(func() {
-			defer cancel() // one port alone is no service
-			if err := s.answer(l); !errors.Is(err, net.ErrClosed) {
-				failed[i] = fmt.Errorf("answer at %s: %w", l.addr(), err)
+			defer cancel() // a part of the ports is no service
+			if err := s.answer(i); !errors.Is(err, net.ErrClosed) {
+				failed[i] = fmt.Errorf("answer at %s: %w", s.places[i], err)
 			}
 		})
 	}
@@ -158,25 +144,22 @@ func (s *STUNServer) Serve(ctx context.Context) error {
 // Close closes the sockets; a Serve under way returns.
 func (s *STUNServer) Close() error {
 	var errs []error
-	for _, l := range s.listeners {
-		errs = append(errs, l.conn.Close())
-	}
-	for _, a := range s.alternate {
-		errs = append(errs, a.conn.Close())
+	for _, socket := range s.sockets {
+		errs = append(errs, socket.conn.Close())
 	}
 	return errors.Join(errs...)
 }
 
 // answer reads and answers the requests to one socket until reading fails.
-func (s *STUNServer) answer(l stunListener) error {
+func (s *STUNServer) answer(socket int) error {
 	buf := make([]byte, stunMaxRequest)
 	oob := make([]byte, 128) // for one pktinfo message
 	for {
-		n, from, err := l.read(buf, oob)
+		n, from, err := s.sockets[socket].read(buf, oob)
 		if err != nil {
 			return err
 		}
-		v := s.decide(l, buf[:n], from)
+		v := s.decide(socket, buf[:n], from)
 		s.outcomes[v.outcome].Add(1)
 		if v.observation != nil {
 			s.observe(*v.observation)
@@ -184,13 +167,9 @@ func (s *STUNServer) answer(l stunListener) error {
 		if v.response == nil {
 			continue
 		}
-		socket := l.stunSocket
-		if v.fromAlternate {
-			socket = l.alternate
-		}
-		if err := socket.write(v.response, from); err != nil {
+		if err := s.sockets[v.via].write(v.response, v.to, from.control); err != nil {
 			s.sendFailures.Add(1)
-			s.log.Debug("STUN response not sent", "to", from.src, "err", err)
+			s.log.Debug("STUN response not sent", "to", v.to, "err", err)
 			continue
 		}
 		s.responses.Add(1)
@@ -198,7 +177,7 @@ func (s *STUNServer) answer(l stunListener) error {
 }
 
 // decide is the limiter before the answerer: over the limit no work is done.
-func (s *STUNServer) decide(l stunListener, raw []byte, from stunArrival) stunVerdict {
+func (s *STUNServer) decide(socket int, raw []byte, from stunArrival) stunVerdict {
 	now := time.Now()
 	s.mu.Lock()
 	allowed := s.limiter.allow(from.src.Addr(), now)
@@ -207,7 +186,7 @@ func (s *STUNServer) decide(l stunListener, raw []byte, from stunArrival) stunVe
 		return stunVerdict{outcome: stunRateLimited}
 	}
 	v := s.answerer.handle(stunRequest{
-		raw: raw, src: from.src, local: from.local, alternatePort: l.alternate.addr().Port(), at: now,
+		raw: raw, src: from.src, local: from.local, places: s.places, socket: socket, at: now,
 	})
 	if v.outcome == stunUnauthorised {
 		s.log.Debug("STUN request with a wrong credential", "from", from.src)

@@ -11,14 +11,9 @@ import (
 
 // stunPlainGrowth bounds by how many bytes the response to an unauthenticated
 // request can be longer than the request: an XOR-MAPPED-ADDRESS of IPv6. It
-// makes the service worthless as an amplifier.
+// makes the service worthless as an amplifier. A client that wants more pads its
+// request, with SOFTWARE for one.
 const stunPlainGrowth = 24
-
-// Bits of CHANGE-REQUEST (RFC 5780 Section 7.2).
-const (
-	changeIP   = 0x4
-	changePort = 0x2
-)
 
 // Observation is an authenticated Binding request: proof that whoever holds the
 // credential of Username is reached at Addr just now. A request copied on the
@@ -34,10 +29,11 @@ type Observation struct {
 
 // stunRequest is a packet and the circumstances it came in.
 type stunRequest struct {
-	raw           []byte
-	src, local    netip.AddrPort // unmapped
-	alternatePort uint16         // port of the answering-only socket
-	at            time.Time
+	raw        []byte
+	src, local netip.AddrPort // unmapped
+	places     stunPlaces
+	socket     int // where in places it arrived
+	at         time.Time
 }
 
 // stunOutcome is what became of a packet, for the counters.
@@ -55,10 +51,11 @@ const (
 
 // stunVerdict is what to do about a packet. No response means: drop it.
 type stunVerdict struct {
-	outcome       stunOutcome
-	response      []byte
-	fromAlternate bool // send the response from the answering-only socket
-	observation   *Observation
+	outcome     stunOutcome
+	response    []byte
+	to          netip.AddrPort // of the response
+	via         int            // the socket to send it from, of stunRequest.places
+	observation *Observation
 }
 
 // stunAnswerer decides on STUN packets (RFC 8489 Section 6.3.1 with the
@@ -75,50 +72,54 @@ func (a stunAnswerer) handle(r stunRequest) stunVerdict {
 	}
 	hasUsername, hasIntegrity := req.Contains(stun.AttrUsername), req.Contains(stun.AttrMessageIntegrity)
 	res := stunResponse{to: req}
+	refuse := func(outcome stunOutcome, code stun.ErrorCode, unknown ...stun.Setter) stunVerdict {
+		return stunVerdict{outcome: outcome, response: res.failure(code, unknown...), to: r.src, via: r.socket}
+	}
 	var username string
 	if hasUsername && hasIntegrity {
-		username, res.integrity, ok = a.authenticate(req)
-		if !ok {
-			return stunVerdict{outcome: stunUnauthorised, response: res.failure(stun.CodeUnauthorized)}
+		if username, res.integrity, ok = a.authenticate(req); !ok {
+			return refuse(stunUnauthorised, stun.CodeUnauthorized)
 		}
 	}
 	authenticated := res.integrity != nil
 	if unknown := unknownSTUNAttributes(req, authenticated); len(unknown) > 0 {
-		return stunVerdict{outcome: stunRefused, response: res.failure(stun.CodeUnknownAttribute, unknown)}
+		return refuse(stunRefused, stun.CodeUnknownAttribute, unknown)
 	}
-	if hasUsername != hasIntegrity {
-		return stunVerdict{outcome: stunRefused, response: res.failure(stun.CodeBadRequest)}
+	change, changeOK := changeRequest(req)
+	port, portOK := responsePort(req, r.src.Port())
+	if hasUsername != hasIntegrity || !changeOK || !portOK {
+		return refuse(stunRefused, stun.CodeBadRequest)
 	}
-	mapped := &stun.XORMappedAddress{IP: r.src.Addr().AsSlice(), Port: int(r.src.Port())}
-	if !authenticated {
-		return stunVerdict{outcome: stunPlain, response: res.success(mapped)}
+	via, ok := r.places.via(r.socket, change)
+	if !ok {
+		return refuse(stunRefused, stun.CodeUnknownAttribute, stun.UnknownAttributes{stun.AttrChangeRequest})
 	}
-
-	v := stunVerdict{outcome: stunAuthenticated, observation: &Observation{
-		Username: username,
-		Addr:     r.src,
-		Local:    r.local,
-		At:       r.at,
-		Means:    "stun:" + strconv.Itoa(int(r.local.Port())),
-	}}
-	change, asked, ok := changeRequest(req)
-	switch {
-	case !ok:
-		return stunVerdict{outcome: stunRefused, response: res.failure(stun.CodeBadRequest)}
-	case change&changeIP != 0: // there is no second address to answer from
-		return stunVerdict{outcome: stunRefused, response: res.failure(stun.CodeUnknownAttribute,
-			stun.UnknownAttributes{stun.AttrChangeRequest})}
-	case !asked:
-		v.response = res.success(mapped)
-		return v
+	v := stunVerdict{outcome: stunPlain, to: netip.AddrPortFrom(r.src.Addr(), port), via: via}
+	v.response = r.success(res, via)
+	if authenticated {
+		v.outcome = stunAuthenticated
+		v.observation = &Observation{
+			Username: username, Addr: r.src, Local: r.local, At: r.at,
+			Means: "stun:" + strconv.Itoa(int(r.local.Port())),
+		}
 	}
-	origin := &stun.ResponseOrigin{IP: r.local.Addr().AsSlice(), Port: int(r.local.Port())}
-	if change&changePort != 0 {
-		v.fromAlternate = true
-		origin.Port = int(r.alternatePort)
-	}
-	v.response = res.success(mapped, origin)
 	return v
+}
+
+// success builds a success response with XOR-MAPPED-ADDRESS, and with
+// RESPONSE-ORIGIN and OTHER-ADDRESS (RFC 5780 Sections 7.3, 7.4) unless it then
+// were too long for a stranger.
+func (r stunRequest) success(res stunResponse, via int) []byte {
+	mapped := &stun.XORMappedAddress{IP: r.src.Addr().AsSlice(), Port: int(r.src.Port())}
+	origin := r.places.source(via, r.local)
+	other := r.places.source(r.places.other(r.socket), r.local)
+	whole := res.success(mapped,
+		&stun.ResponseOrigin{IP: origin.Addr().AsSlice(), Port: int(origin.Port())},
+		&stun.OtherAddress{IP: other.Addr().AsSlice(), Port: int(other.Port())})
+	if res.integrity == nil && len(whole) > len(r.raw)+stunPlainGrowth {
+		return res.success(mapped)
+	}
+	return whole
 }
 
 // authenticate returns the user and the key of a request whose
@@ -158,18 +159,18 @@ func decodeSTUN(raw []byte) (*stun.Message, bool) {
 }
 
 // unknownSTUNAttributes lists the comprehension-required attributes that make a
-// request fail with 420. CHANGE-REQUEST is known only to the authenticated:
-// it makes the service send from a port that nobody has asked.
-// MESSAGE-INTEGRITY-SHA256 is not supported.
+// request fail with 420. RESPONSE-PORT is known only to the authenticated: it
+// makes the service send to where nobody has asked from.
+// MESSAGE-INTEGRITY-SHA256 and PADDING are not supported.
 func unknownSTUNAttributes(req *stun.Message, authenticated bool) stun.UnknownAttributes {
 	var unknown stun.UnknownAttributes
 	for _, attr := range req.Attributes {
 		switch attr.Type {
-		case stun.AttrUsername, stun.AttrMessageIntegrity:
+		case stun.AttrUsername, stun.AttrMessageIntegrity, stun.AttrChangeRequest:
 		case stun.AttrMappedAddress, stun.AttrXORMappedAddress, stun.AttrErrorCode,
 			stun.AttrUnknownAttributes, stun.AttrRealm, stun.AttrNonce:
 			// Known but unexpected in a request: ignored (RFC 8489 Section 6.3).
-		case stun.AttrChangeRequest:
+		case stun.AttrResponsePort:
 			if !authenticated {
 				unknown = append(unknown, attr.Type)
 			}
@@ -180,19 +181,6 @@ func unknownSTUNAttributes(req *stun.Message, authenticated bool) stun.UnknownAt
 		}
 	}
 	return unknown
-}
-
-// changeRequest returns the flags of CHANGE-REQUEST and whether it is there; ok
-// is false when it is malformed.
-func changeRequest(req *stun.Message) (flags uint32, asked, ok bool) {
-	value, err := req.Get(stun.AttrChangeRequest)
-	if err != nil {
-		return 0, false, true
-	}
-	if len(value) != 4 {
-		return 0, true, false
-	}
-	return binary.BigEndian.Uint32(value), true, true
 }
 
 // stunResponse builds the response to a request: what it is given, then

@@ -40,7 +40,7 @@ func bindingRequest(setters ...stun.Setter) []byte {
 }
 
 func handleSTUN(request []byte, src netip.AddrPort) stunVerdict {
-	return stunTestAnswerer.handle(stunRequest{raw: request, src: src, local: stunTestLocal, alternatePort: 40000, at: stunEpoch})
+	return stunTestAnswerer.handle(stunRequest{raw: request, src: src, local: stunTestLocal, places: stunOneAddress, at: stunEpoch})
 }
 
 func stunBytes(s string) []byte {
@@ -75,11 +75,6 @@ func TestSTUNGolden(t *testing.T) {
 			"0101 0014" + header + "0020 0008 0001 a147 e112a643 8028 0004 5089d898",
 		},
 		{
-			"CHANGE-REQUEST of a stranger", stunTestSrc,
-			"0001 0008" + header + "0003 0004 00000002",
-			"0111 0010" + header + "0009 0004 00000414 000a 0002 00030000",
-		},
-		{
 			"two unknown attributes", stunTestSrc,
 			"0001 0010" + header + "7ffe 0000 8ffe 0000 7fff 0001 aa000000",
 			"0111 0010" + header + "0009 0004 00000414 000a 0004 7ffe7fff",
@@ -102,7 +97,7 @@ func TestSTUNGolden(t *testing.T) {
 			if !bytes.Equal(v.response, stunBytes(tt.want)) {
 				t.Errorf("response %x\nwant     %x", v.response, stunBytes(tt.want))
 			}
-			if v.fromAlternate || v.observation != nil {
+			if v.via != 0 || v.to != tt.src || v.observation != nil {
 				t.Errorf("a stranger's request gave %+v", v)
 			}
 		})
@@ -115,37 +110,39 @@ func TestSTUNAuthenticated(t *testing.T) {
 	origin := func(port int) stun.Setter {
 		return &stun.ResponseOrigin{IP: stunTestLocal.Addr().AsSlice(), Port: port}
 	}
+	other := &stun.OtherAddress{IP: stunTestLocal.Addr().AsSlice(), Port: 3480}
 	failure := func(code stun.ErrorCode) stun.Setter { return stun.ErrorCodeAttribute{Code: code} }
+	unknown := func(kind stun.AttrType) []stun.Setter {
+		return []stun.Setter{failure(stun.CodeUnknownAttribute), stun.UnknownAttributes{kind}}
+	}
+	badRequest := []stun.Setter{failure(stun.CodeBadRequest)}
 	change := func(flags byte) stun.Setter { return rawAttribute(stun.AttrChangeRequest, 0, 0, 0, flags) }
+	to := func(port ...byte) stun.Setter { return rawAttribute(stun.AttrResponsePort, port...) }
+	elsewhere := netip.AddrPortFrom(stunTestSrc.Addr(), 0x0102)
 
+	asked := []stun.Setter{mapped, origin(3478), other}
+	changed := []stun.Setter{mapped, origin(3480), other}
 	tests := []struct {
-		name          string
-		request       []stun.Setter // before MESSAGE-INTEGRITY
-		outcome       stunOutcome
-		kind          stun.MessageType
-		response      []stun.Setter // before MESSAGE-INTEGRITY
-		fromAlternate bool
+		name     string
+		request  []stun.Setter // before MESSAGE-INTEGRITY
+		outcome  stunOutcome
+		kind     stun.MessageType
+		response []stun.Setter // before MESSAGE-INTEGRITY
+		via      int
+		to       netip.AddrPort
 	}{
-		{"address only", nil, stunAuthenticated, stun.BindingSuccess, []stun.Setter{mapped}, false},
-		{"optional attribute", []stun.Setter{stun.NewSoftware("x")}, stunAuthenticated, stun.BindingSuccess, []stun.Setter{mapped}, false},
-		{"change nothing", []stun.Setter{change(0)}, stunAuthenticated, stun.BindingSuccess, []stun.Setter{mapped, origin(3478)}, false},
-		{"change port", []stun.Setter{change(2)}, stunAuthenticated, stun.BindingSuccess, []stun.Setter{mapped, origin(40000)}, true},
-		{
-			"change IP", []stun.Setter{change(4)}, stunRefused, stun.BindingError,
-			[]stun.Setter{failure(stun.CodeUnknownAttribute), stun.UnknownAttributes{stun.AttrChangeRequest}}, false,
-		},
-		{
-			"change both", []stun.Setter{change(6)}, stunRefused, stun.BindingError,
-			[]stun.Setter{failure(stun.CodeUnknownAttribute), stun.UnknownAttributes{stun.AttrChangeRequest}}, false,
-		},
-		{
-			"malformed CHANGE-REQUEST", []stun.Setter{rawAttribute(stun.AttrChangeRequest, 2)}, stunRefused, stun.BindingError,
-			[]stun.Setter{failure(stun.CodeBadRequest)}, false,
-		},
-		{
-			"RESPONSE-PORT", []stun.Setter{rawAttribute(0x0027, 1, 2, 0, 0)}, stunRefused, stun.BindingError,
-			[]stun.Setter{failure(stun.CodeUnknownAttribute), stun.UnknownAttributes{0x0027}}, false,
-		},
+		{"address only", nil, stunAuthenticated, stun.BindingSuccess, asked, 0, stunTestSrc},
+		{"optional attribute", []stun.Setter{stun.NewSoftware("x")}, stunAuthenticated, stun.BindingSuccess, asked, 0, stunTestSrc},
+		{"change nothing", []stun.Setter{change(0)}, stunAuthenticated, stun.BindingSuccess, asked, 0, stunTestSrc},
+		{"change port", []stun.Setter{change(2)}, stunAuthenticated, stun.BindingSuccess, changed, 2, stunTestSrc},
+		{"change IP", []stun.Setter{change(4)}, stunRefused, stun.BindingError, unknown(stun.AttrChangeRequest), 0, stunTestSrc},
+		{"change both", []stun.Setter{change(6)}, stunRefused, stun.BindingError, unknown(stun.AttrChangeRequest), 0, stunTestSrc},
+		{"malformed CHANGE-REQUEST", []stun.Setter{rawAttribute(stun.AttrChangeRequest, 2)}, stunRefused, stun.BindingError, badRequest, 0, stunTestSrc},
+		{"RESPONSE-PORT", []stun.Setter{to(1, 2, 0, 0)}, stunAuthenticated, stun.BindingSuccess, asked, 0, elsewhere},
+		{"RESPONSE-PORT and change port", []stun.Setter{to(1, 2), change(2)}, stunAuthenticated, stun.BindingSuccess, changed, 2, elsewhere},
+		{"RESPONSE-PORT 0", []stun.Setter{to(0, 0, 0, 0)}, stunRefused, stun.BindingError, badRequest, 0, stunTestSrc},
+		{"RESPONSE-PORT and change IP", []stun.Setter{to(1, 2, 0, 0), change(4)}, stunRefused, stun.BindingError, unknown(stun.AttrChangeRequest), 0, stunTestSrc},
+		{"PADDING", []stun.Setter{to(1, 2, 0, 0), rawAttribute(stun.AttrPadding, 0, 0, 0, 0)}, stunRefused, stun.BindingError, unknown(stun.AttrPadding), 0, stunTestSrc},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -156,8 +153,8 @@ func TestSTUNAuthenticated(t *testing.T) {
 			want = append(want, testIntegrity, stun.Fingerprint)
 
 			v := handleSTUN(bindingRequest(request...), stunTestSrc)
-			if v.outcome != tt.outcome || v.fromAlternate != tt.fromAlternate {
-				t.Errorf("outcome %d, from alternate %v; want %d, %v", v.outcome, v.fromAlternate, tt.outcome, tt.fromAlternate)
+			if v.outcome != tt.outcome || v.via != tt.via || v.to != tt.to {
+				t.Errorf("outcome %d, from socket %d to %s; want %d, %d, %s", v.outcome, v.via, v.to, tt.outcome, tt.via, tt.to)
 			}
 			if w := stun.MustBuild(want...).Raw; !bytes.Equal(v.response, w) {
 				t.Errorf("response %x\nwant     %x", v.response, w)
@@ -176,9 +173,10 @@ func TestSTUNAuthenticated(t *testing.T) {
 // What stands behind MESSAGE-INTEGRITY is not covered by it.
 func TestSTUNIgnoresAttributesBehindIntegrity(t *testing.T) {
 	t.Parallel()
-	v := handleSTUN(bindingRequest(testUsername, testIntegrity, rawAttribute(stun.AttrChangeRequest, 0, 0, 0, 2)), stunTestSrc)
-	if v.outcome != stunAuthenticated || v.fromAlternate {
-		t.Errorf("verdict %+v: CHANGE-REQUEST behind MESSAGE-INTEGRITY was honoured", v)
+	v := handleSTUN(bindingRequest(testUsername, testIntegrity,
+		rawAttribute(stun.AttrChangeRequest, 0, 0, 0, 2), rawAttribute(stun.AttrResponsePort, 1, 2, 0, 0)), stunTestSrc)
+	if v.outcome != stunAuthenticated || v.via != 0 || v.to != stunTestSrc {
+		t.Errorf("verdict %+v: attributes behind MESSAGE-INTEGRITY were honoured", v)
 	}
 }
 
@@ -262,6 +260,9 @@ func FuzzSTUNHandle(f *testing.F) {
 	f.Add(bindingRequest(rawAttribute(stun.AttrChangeRequest, 0, 0, 0, 6)), true)
 	f.Add(bindingRequest(testUsername, testIntegrity), false)
 	f.Add(bindingRequest(testUsername, rawAttribute(stun.AttrChangeRequest, 0, 0, 0, 2), testIntegrity, stun.Fingerprint), true)
+	f.Add(bindingRequest(rawAttribute(stun.AttrChangeRequest, 0, 0, 0, 2), stun.NewSoftware("netcheck")), false)
+	f.Add(bindingRequest(rawAttribute(stun.AttrResponsePort, 1, 2, 0, 0)), false)
+	f.Add(bindingRequest(testUsername, rawAttribute(stun.AttrResponsePort, 1, 2), testIntegrity), true)
 	f.Add(bindingRequest(rawAttribute(0x7fff), rawAttribute(0x7ffe, 1), rawAttribute(0x8fff, 1, 2, 3, 4, 5)), false)
 	f.Fuzz(func(t *testing.T, request []byte, v6 bool) {
 		src := stunTestSrc
@@ -276,14 +277,14 @@ func FuzzSTUNHandle(f *testing.F) {
 		if (v.observation != nil) != (v.outcome == stunAuthenticated) {
 			t.Fatalf("outcome %d with observation %+v", v.outcome, v.observation)
 		}
-		if v.fromAlternate && v.observation == nil {
-			t.Fatal("the other port answers a stranger")
-		}
 		if v.response == nil {
 			if v.outcome != stunMalformed {
 				t.Fatalf("outcome %d without a response", v.outcome)
 			}
 			return
+		}
+		if v.to.Addr() != src.Addr() || v.to != src && v.observation == nil || v.via&^stunAlternate != 0 {
+			t.Fatalf("from socket %d to %s, asked by %s, observation %+v", v.via, v.to, src, v.observation)
 		}
 		m := new(stun.Message)
 		if err := stun.Decode(v.response, m); err != nil {

@@ -9,7 +9,8 @@ const (
 	// stunRate is the sustained number of requests per second and source. Agents
 	// refresh every minute and a check of the NAT's behaviour is about ten requests,
 	// so a carrier's NAT with thousands of agents behind one address fits; 200
-	// answers of at most 100 bytes are no flood to a victim whose address is forged.
+	// answers, each hardly longer than its request (stunPlainGrowth), are no flood
+	// to a victim whose address is forged.
 	stunRate = 200
 	// stunBurst is what a source may send at once: a site with hundreds of agents
 	// whose power comes back.

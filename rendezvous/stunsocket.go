@@ -22,7 +22,7 @@ type stunSocket struct {
 // stunArrival says how a packet came.
 type stunArrival struct {
 	src, local netip.AddrPort // unmapped
-	control    []byte         // for the way back: the local address as ancillary data
+	control    []byte         // for the way back: the local address as ancillary data, nil if bound to it
 }
 
 // openSTUNSocket opens a socket; 0.0.0.0 stands for all IPv4 addresses, [::]
@@ -91,9 +91,9 @@ func (s *stunSocket) read(b, oob []byte) (int, stunArrival, error) {
 	return n, a, nil
 }
 
-// write sends a response back the way a packet came.
-func (s *stunSocket) write(b []byte, a stunArrival) error {
-	_, _, err := s.conn.WriteMsgUDPAddrPort(b, a.control, a.src)
+// write sends a response; control is that of the packet it answers.
+func (s *stunSocket) write(b []byte, to netip.AddrPort, control []byte) error {
+	_, _, err := s.conn.WriteMsgUDPAddrPort(b, control, to)
 	return err
 }
 

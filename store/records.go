@@ -22,6 +22,8 @@ type Node struct {
 	// back equal as JSON though not byte for byte.
 	Endpoint     json.RawMessage `json:"endpoint,omitempty"`
 	NAT          json.RawMessage `json:"nat,omitempty"`
+	Punch        string          `json:"punch,omitempty"`   // its operator's policy
+	NoProbe      string          `json:"noProbe,omitempty"` // why it cannot open many ports
 	AgentVersion string          `json:"agentVersion,omitempty"`
 	Fingerprint  string          `json:"fingerprint,omitempty"` // SHA-256 of the node's certificate
 	LastSeen     time.Time       `json:"lastSeen"`
@@ -31,6 +33,7 @@ type Node struct {
 type Community struct {
 	Name    string    `json:"name"`
 	Members []string  `json:"members"`
+	Punch   string    `json:"punch,omitempty"`  // policy; empty permits everything
 	Source  string    `json:"source,omitempty"` // "api", or the file it came from
 	Updated time.Time `json:"updated"`
 }
@@ -44,6 +47,8 @@ type Pair struct {
 	// Endpoints holds each node's punched address as its peer sees it.
 	Endpoints    map[string]netip.AddrPort `json:"endpoints,omitempty"`
 	Attempts     int                       `json:"attempts,omitempty"`
+	Strategy     string                    `json:"strategy,omitempty"`     // of the last attempt
+	Packets      int                       `json:"packets,omitempty"`      // both sides' in the last attempt
 	TimeToDirect time.Duration             `json:"timeToDirect,omitempty"` // nanoseconds
 	Changed      time.Time                 `json:"changed"`
 	LastDirect   time.Time                 `json:"lastDirect"`

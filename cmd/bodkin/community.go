@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bodkin-net/bodkin/rendezvous"
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
 func newCommunity() *cobra.Command {
@@ -98,9 +100,9 @@ func newCommunityGet(socket *string) *cobra.Command {
 				return printJSON(cmd.OutOrStdout(), found)
 			}
 			tw := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(tw, "NAME\tMEMBERS")
+			fmt.Fprintln(tw, "NAME\tPUNCH\tMEMBERS")
 			for _, c := range found {
-				fmt.Fprintf(tw, "%s\t%s\n", c.Name, strings.Join(c.Members, " "))
+				fmt.Fprintf(tw, "%s\t%s\t%s\n", c.Name, cmp.Or(c.Punch, wire.PolicyAuto), strings.Join(c.Members, " "))
 			}
 			return tw.Flush()
 		},

@@ -30,7 +30,7 @@ func adminAPI(t *testing.T, asked *[]string) (socket string) {
 			fmt.Fprint(w, `{"error": "community east not found"}`)
 		case r.Method == http.MethodGet:
 			fmt.Fprint(w, `{"communities": [{"name": "all-edges", "members": ["beijing.edge1", "beijing.edge2"]},
-				{"name": "east", "members": ["shanghai.edge1"]}]}`)
+				{"name": "east", "members": ["shanghai.edge1"], "punch": "ice-only"}]}`)
 		}
 	})
 }
@@ -61,15 +61,16 @@ func TestCommunity(t *testing.T) {
 		{"apply what is refused", []string{"apply", "-f", bad}, "PUT /api/v1/communities?file=" + query(bad) + " " + communityYAML,
 			"bad.yaml: document 1: spec.members: empty", exitConfig},
 		{"get", []string{"get"}, "GET /api/v1/communities ",
-			"NAME       MEMBERS\nall-edges  beijing.edge1 beijing.edge2\neast       shanghai.edge1\n", 0},
-		{"get one", []string{"get", "east"}, "GET /api/v1/communities ", "NAME  MEMBERS\neast  shanghai.edge1\n", 0},
+			"NAME       PUNCH     MEMBERS\nall-edges  auto      beijing.edge1 beijing.edge2\neast       ice-only  shanghai.edge1\n", 0},
+		{"get one", []string{"get", "east"}, "GET /api/v1/communities ", "NAME  PUNCH     MEMBERS\neast  ice-only  shanghai.edge1\n", 0},
 		{"get one that is not", []string{"get", "west"}, "GET /api/v1/communities ", "community west not found", exitFailed},
 		{"get json", []string{"get", "east", "-o", "json"}, "GET /api/v1/communities ", `[
   {
     "name": "east",
     "members": [
       "shanghai.edge1"
-    ]
+    ],
+    "punch": "ice-only"
   }
 ]
 `, 0},

@@ -230,6 +230,7 @@ func TestAPIDocument(t *testing.T) {
 		"GET /api/v1/nodes":       new(rendezvous.NodeList),
 		"GET /api/v1/pairs":       new(rendezvous.PairList),
 		"GET /api/v1/communities": new(rendezvous.CommunityList),
+		"POST /api/v1/forecast":   new(rendezvous.Forecast),
 		"PUT /api/v1/communities": new(rendezvous.AppliedCommunities),
 		"The agent's status":      new(agent.Status),
 	} {

@@ -63,7 +63,7 @@ func newRoot() *cobra.Command {
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newRendezvous(), newAgent(), newStatus(), newCommunity(), newNodes(), newVersion())
+	root.AddCommand(newRendezvous(), newAgent(), newStatus(), newNetcheck(), newCommunity(), newForecast(), newNodes(), newVersion())
 	return root
 }
 

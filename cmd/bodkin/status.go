@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -59,6 +60,15 @@ func printStatus(w io.Writer, s agent.Status, now time.Time) error {
 	fmt.Fprintf(w, "rendezvous  %s\n", connection(s.Rendezvous, now))
 	fmt.Fprintf(w, "charon      %s\n", connection(s.Charon, now))
 	fmt.Fprintf(w, "observed    %s\n", observed(s))
+	if s.Mapped6.IsValid() {
+		fmt.Fprintf(w, "            %s\n", bracketed(s.Mapped6))
+	}
+	if more := natDetails(s.NAT); more != "" {
+		fmt.Fprintf(w, "            %s\n", more)
+	}
+	if m := s.PortMapping; m != nil {
+		fmt.Fprintf(w, "mapped      %s by %s\n", bracketed(m.Outside), m.Protocol)
+	}
 	fmt.Fprintln(w)
 	if len(s.Tunnels) == 0 && !s.Listed {
 		fmt.Fprintln(w, "no peers known: the rendezvous has not been reached since the agent started")
@@ -107,6 +117,24 @@ func observed(s agent.Status) string {
 		return bracketed(s.Mapped) + ", no NAT"
 	}
 	return fmt.Sprintf("%s, NAT: %s mapping, %s filtering", bracketed(s.Mapped), known(s.NAT.Mapping), known(s.NAT.Filtering))
+}
+
+// natDetails are what else is known of the NAT.
+func natDetails(n wire.NAT) string {
+	var parts []string
+	say := func(known bool, format string, args ...any) {
+		if known {
+			parts = append(parts, fmt.Sprintf(format, args...))
+		}
+	}
+	say(n.Allocation != "" && n.Step == 0, "%s ports", n.Allocation)
+	say(n.Step != 0, "%s ports in steps of %d", n.Allocation, n.Step)
+	say(n.Poisoned == wire.Yes, "remembers early packets (poisoned)")
+	say(n.Hairpin == wire.Yes, "hairpins")
+	say(n.Hairpin == wire.No, "does not hairpin")
+	say(n.Hops > 0, "left with TTL %d", n.Hops)
+	say(n.LifetimeSeconds > 0, "mappings live %d s or longer", n.LifetimeSeconds)
+	return strings.Join(parts, ", ")
 }
 
 func known(b wire.Behaviour) string {

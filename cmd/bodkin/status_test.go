@@ -46,6 +46,10 @@ func TestPrintStatus(t *testing.T) {
 	apart.Mapped, apart.NAT, apart.Listed, apart.Tunnels = netip.AddrPort{}, wire.NAT{}, false, nil
 	alone := goodStatus()
 	alone.Tunnels = nil
+	full := alone
+	full.Mapped6 = netip.MustParseAddrPort("[2001:db8::7]:4500")
+	full.NAT.Allocation = wire.Preserving
+	full.PortMapping = &agent.PortMappingStatus{Protocol: "PCP", Outside: full.Mapped}
 	tests := []struct {
 		name   string
 		status agent.Status
@@ -55,6 +59,16 @@ func TestPrintStatus(t *testing.T) {
 rendezvous  wss://10.40.20.181:7443/v1/agent, connected 1m30s ago
 charon      /var/run/charon.vici, connected
 observed    203.0.113.7[41000], NAT: endpoint-independent mapping, unknown filtering
+
+no peers: no community names this node
+`},
+		{"both families and a port mapping", full, `node        beijing.edge1 (C=CN, O=fabedge.io, CN=beijing.edge1)
+rendezvous  wss://10.40.20.181:7443/v1/agent, connected 1m30s ago
+charon      /var/run/charon.vici, connected
+observed    203.0.113.7[41000], NAT: endpoint-independent mapping, unknown filtering
+            2001:db8::7[4500]
+            preserving ports
+mapped      203.0.113.7[41000] by PCP
 
 no peers: no community names this node
 `},
@@ -106,6 +120,24 @@ func TestObserved(t *testing.T) {
 	for _, tt := range tests {
 		if got := observed(tt.status); got != tt.want {
 			t.Errorf("observed(%+v) = %q; want %q", tt.status, got, tt.want)
+		}
+	}
+}
+
+func TestNATDetails(t *testing.T) {
+	tests := []struct {
+		nat  wire.NAT
+		want string
+	}{
+		{wire.NAT{}, ""},
+		{wire.NAT{Present: true, Mapping: wire.EndpointIndependent, Filtering: wire.EndpointIndependent}, ""},
+		{wire.NAT{Allocation: wire.Sequential, Step: -2, Hairpin: wire.Yes, Poisoned: wire.Yes, Hops: 2, LifetimeSeconds: 50},
+			"sequential ports in steps of -2, remembers early packets (poisoned), hairpins, left with TTL 2, mappings live 50 s or longer"},
+		{wire.NAT{Allocation: wire.Random, Hairpin: wire.No, Poisoned: wire.No}, "random ports, does not hairpin"},
+	}
+	for _, tt := range tests {
+		if got := natDetails(tt.nat); got != tt.want {
+			t.Errorf("natDetails(%+v) = %q; want %q", tt.nat, got, tt.want)
 		}
 	}
 }

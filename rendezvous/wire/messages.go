@@ -34,11 +34,17 @@ type Endpoint struct {
 // CandidateKind is a candidate's type, in the words of RFC 8445 section 5.1.1.
 type CandidateKind string
 
-// Candidate kinds. Server-reflexive candidates are made by the rendezvous from
-// what it observed itself, never taken from an agent's message.
+// Candidate kinds. Server-reflexive and predicted candidates are made by the
+// rendezvous from what it observed itself, never taken from an agent's message.
 const (
 	Host            CandidateKind = "host"
 	ServerReflexive CandidateKind = "srflx"
+	// Mapped is a port of the node's own router that leads to its IKE port, as
+	// PCP, NAT-PMP or UPnP told the agent.
+	Mapped CandidateKind = "mapped"
+	// Predicted is a port that a counting NAT is expected to give next, made by
+	// the rendezvous from a Prepared message.
+	Predicted CandidateKind = "predicted"
 )
 
 // Candidate is a transport address (UDP) a peer may be reached at.
@@ -58,15 +64,58 @@ const (
 	AddressAndPortDependent Behaviour = "address-and-port-dependent"
 )
 
-// NAT is what an agent found out about the NAT before it.
+// Allocation is how a NAT chooses ports, RFC 4787 section 4.2. Empty means not
+// known.
+type Allocation string
+
+// Allocations.
+const (
+	Preserving Allocation = "preserving"
+	Sequential Allocation = "sequential"
+	Random     Allocation = "random"
+)
+
+// Answer is "yes", "no", or empty for not known.
+type Answer string
+
+// Answers.
+const (
+	Yes Answer = "yes"
+	No  Answer = "no"
+)
+
+// NAT is what an agent found out about the NATs before it; package punch/nat
+// says what each field means.
 type NAT struct {
 	// Present is false when the observed address is the node's own.
-	Present   bool      `json:"present"`
-	Mapping   Behaviour `json:"mapping,omitempty"`
-	Filtering Behaviour `json:"filtering,omitempty"`
+	Present    bool       `json:"present"`
+	Mapping    Behaviour  `json:"mapping,omitempty"`
+	Filtering  Behaviour  `json:"filtering,omitempty"`
+	Allocation Allocation `json:"allocation,omitempty"`
+	// Step of sequential allocation, in ports.
+	Step     int    `json:"step,omitempty"`
+	Hairpin  Answer `json:"hairpin,omitempty"`
+	Poisoned Answer `json:"poisoned,omitempty"`
+	// LifetimeSeconds is how long a mapping is known to live without traffic.
+	LifetimeSeconds int `json:"lifetimeSeconds,omitempty"`
+	// Hops is the least TTL that leaves all of the node's NATs.
+	Hops int `json:"hops,omitempty"`
 	// Blocked says in words why UDP does not pass, empty when it does.
 	Blocked string `json:"blocked,omitempty"`
 }
+
+// Policy is how far punching may go. Empty means PolicyAuto.
+type Policy string
+
+// Policies.
+const (
+	// PolicyAuto permits everything.
+	PolicyAuto Policy = "auto"
+	// PolicyICEOnly permits packets only to addresses that were named.
+	PolicyICEOnly Policy = "ice-only"
+	// PolicyNever permits no punching.
+	PolicyNever Policy = "never"
+)
 
 // Credentials are one side's ICE credentials (RFC 8445 section 5.3).
 type Credentials struct {
@@ -83,9 +132,16 @@ type Welcome struct {
 	StoreID string `json:"storeID"`
 	// STUN are the ports of the STUN service on the rendezvous' own address,
 	// with the session's short-term credential (RFC 8489 section 9.1).
-	STUNPorts    []uint16 `json:"stunPorts"`
-	STUNUsername string   `json:"stunUsername"`
-	STUNPassword string   `json:"stunPassword"`
+	//
+	// The first two are to be asked. Behind each stands another one, in the same
+	// order, that its answers to CHANGE-REQUEST come from (RFC 5780 section
+	// 7.2) and that may be asked, too.
+	STUNPorts []uint16 `json:"stunPorts"`
+	// STUNAddrs are the rendezvous' other addresses: an agent that came over
+	// IPv6 learns its IPv4 mapping there, and the other way round.
+	STUNAddrs    []netip.Addr `json:"stunAddrs,omitempty"`
+	STUNUsername string       `json:"stunUsername"`
+	STUNPassword string       `json:"stunPassword"`
 }
 
 // Hello is the agent's answer to Welcome.
@@ -94,8 +150,12 @@ type Hello struct {
 	Endpoint     Endpoint    `json:"endpoint"`
 	Candidates   []Candidate `json:"candidates"`
 	// Tunnels that already stand, e.g. after the rendezvous came back.
-	Tunnels      []Tunnel `json:"tunnels,omitempty"`
-	Capabilities []string `json:"capabilities,omitempty"`
+	Tunnels []Tunnel `json:"tunnels,omitempty"`
+	// Punch is how far this node's operator lets punching go.
+	Punch Policy `json:"punch,omitempty"`
+	// NoProbe says why the node cannot open many ports and rewrite the one that
+	// was found, empty when it can.
+	NoProbe string `json:"noProbe,omitempty"`
 }
 
 // Tunnel is a standing tunnel as one of its ends sees it.
@@ -123,6 +183,8 @@ const (
 	PathHost            PathKind = "host"
 	PathServerReflexive PathKind = "srflx"
 	PathPeerReflexive   PathKind = "prflx"
+	PathMapped          PathKind = "mapped"
+	PathPredicted       PathKind = "predicted"
 	PathPublic          PathKind = "public"
 )
 
@@ -168,10 +230,53 @@ const (
 	Controlled  Role = "controlled"
 )
 
+// Prepare asks an agent whose NAT counts for the mapping it will get next. The
+// answer is Prepared; the order follows it.
+type Prepare struct {
+	Attempt AttemptID `json:"attempt"`
+}
+
+// Prepared answers Prepare. Next is 0 when it could not be found out.
+type Prepared struct {
+	Attempt AttemptID `json:"attempt"`
+	// Next is the port the NAT is expected to give to the next mapping, Step
+	// the distance to the one after it, in ports.
+	Next uint16 `json:"next"`
+	Step int    `json:"step"`
+}
+
+// Strategy is how an attempt is made; package punch/nat says what each means.
+type Strategy string
+
+// Strategies. Empty means StrategyICE.
+const (
+	StrategyICE     Strategy = "ice"
+	StrategyOpeners Strategy = "openers"
+	StrategyPredict Strategy = "predict"
+	StrategyProbe   Strategy = "probe"
+)
+
+// ProbePart is what one side does in StrategyProbe.
+type ProbePart string
+
+// Parts.
+const (
+	// PartOpen: open many ports towards the peer and wait for a hit.
+	PartOpen ProbePart = "open"
+	// PartSearch: look for one of the peer's open ports.
+	PartSearch ProbePart = "search"
+)
+
 // Punch orders one attempt. Both sides of the pair get one.
 type Punch struct {
-	Attempt AttemptID `json:"attempt"`
-	Peer    Peer      `json:"peer"`
+	Attempt  AttemptID `json:"attempt"`
+	Peer     Peer      `json:"peer"`
+	Strategy Strategy  `json:"strategy,omitempty"`
+	// Part is set in StrategyProbe.
+	Part ProbePart `json:"part,omitempty"`
+	// Hopeless says why no path is expected, empty when one is: the attempt is
+	// cut short.
+	Hopeless string `json:"hopeless,omitempty"`
 	// StartAfterMs is how long to wait after receipt, in milliseconds: it
 	// cancels the difference of the two sessions' measured delays, so that
 	// both sides start together without comparing clocks.
@@ -230,6 +335,9 @@ type Report struct {
 	Reason string `json:"reason,omitempty"`
 	// ElapsedMs is the time since the order was received, in milliseconds.
 	ElapsedMs int64 `json:"elapsedMs"`
+	// Packets is how many packets this side has sent to get through: openers,
+	// probes and checks.
+	Packets int `json:"packets,omitempty"`
 }
 
 // Bye is the last message before the rendezvous closes the session.
@@ -253,6 +361,12 @@ func (*Welcome) Type() string { return "welcome" }
 
 // Type implements Message.
 func (*Peers) Type() string { return "peers" }
+
+// Type implements Message.
+func (*Prepare) Type() string { return "prepare" }
+
+// Type implements Message.
+func (*Prepared) Type() string { return "prepared" }
 
 // Type implements Message.
 func (*Punch) Type() string { return "punch" }

@@ -11,10 +11,12 @@ import (
 // Bounds on what one message may carry. They keep a hostile peer from turning
 // a punch into a scan and a frame into a memory problem.
 const (
-	MaxCandidates = 16
+	MaxCandidates = 24
 	MaxSubnets    = 64
 	MaxPeers      = 2048
 	MaxText       = 1024
+	// MaxStep is the widest step at which a NAT is said to count, in ports.
+	MaxStep = 64
 )
 
 // A DNS-1123 subdomain (FabEdge's names are cluster.node).
@@ -92,7 +94,7 @@ func validatePrefixes(field string, ps []netip.Prefix) error {
 
 // Validate refuses candidates nobody should be sent to.
 func (c Candidate) Validate() error {
-	if c.Kind != Host && c.Kind != ServerReflexive {
+	if !slices.Contains([]CandidateKind{Host, ServerReflexive, Mapped, Predicted}, c.Kind) {
 		return invalid("candidate kind %.32q", c.Kind)
 	}
 	a := c.Addr.Addr()
@@ -122,8 +124,8 @@ func validateCandidates(cs []Candidate) error {
 // of it is for the rendezvous to observe.
 func validateOwn(cs []Candidate) error {
 	for _, c := range cs {
-		if c.Kind == ServerReflexive {
-			return invalid("candidate %s is server-reflexive: an agent sends host candidates only", c.Addr)
+		if c.Kind != Host && c.Kind != Mapped {
+			return invalid("candidate %s is %s: an agent sends host and mapped candidates only", c.Addr, c.Kind)
 		}
 	}
 	return validateCandidates(cs)
@@ -131,19 +133,39 @@ func validateOwn(cs []Candidate) error {
 
 // Validate checks the kind: addresses of a path are shown, never used.
 func (p Path) Validate() error {
-	if !slices.Contains([]PathKind{"", PathHost, PathServerReflexive, PathPeerReflexive, PathPublic}, p.Kind) {
+	if !slices.Contains([]PathKind{"", PathHost, PathServerReflexive, PathPeerReflexive, PathMapped, PathPredicted, PathPublic}, p.Kind) {
 		return invalid("path kind %.32q", p.Kind)
 	}
 	return nil
 }
 
-// Validate checks the behaviours' values.
+// Validate checks the values, which all are an agent's own words.
 func (n NAT) Validate() error {
 	known := []Behaviour{"", EndpointIndependent, AddressDependent, AddressAndPortDependent}
-	if !slices.Contains(known, n.Mapping) || !slices.Contains(known, n.Filtering) {
+	answers := []Answer{"", Yes, No}
+	switch {
+	case !slices.Contains(known, n.Mapping) || !slices.Contains(known, n.Filtering):
 		return invalid("NAT behaviour %.32q/%.32q", n.Mapping, n.Filtering)
+	case !slices.Contains([]Allocation{"", Preserving, Sequential, Random}, n.Allocation):
+		return invalid("NAT allocation %.32q", n.Allocation)
+	case n.Step < -MaxStep || n.Step > MaxStep:
+		return invalid("NAT step %d: want %d to %d", n.Step, -MaxStep, MaxStep)
+	case !slices.Contains(answers, n.Hairpin) || !slices.Contains(answers, n.Poisoned):
+		return invalid("NAT hairpin %.32q, poisoned %.32q: want yes, no or nothing", n.Hairpin, n.Poisoned)
+	case n.LifetimeSeconds < 0 || n.LifetimeSeconds > 86_400:
+		return invalid("NAT lifetimeSeconds %d: want 0 to 86400", n.LifetimeSeconds)
+	case n.Hops < 0 || n.Hops > 255:
+		return invalid("NAT hops %d: want 0 to 255", n.Hops)
 	}
 	return validateText("nat.blocked", n.Blocked)
+}
+
+// Validate checks the value.
+func (p Policy) Validate() error {
+	if !slices.Contains([]Policy{"", PolicyAuto, PolicyICEOnly, PolicyNever}, p) {
+		return invalid("punch %.32q: want %s, %s or %s", p, PolicyAuto, PolicyICEOnly, PolicyNever)
+	}
+	return nil
 }
 
 // Clip shortens a text to what a message may carry.
@@ -173,8 +195,14 @@ func (h *Hello) Validate() error {
 	if err := h.Endpoint.Validate(); err != nil {
 		return err
 	}
-	if len(h.AgentVersion) > 128 || len(h.Capabilities) > 64 || len(h.Tunnels) > MaxPeers {
-		return invalid("agentVersion, capabilities or tunnels beyond their limits")
+	if len(h.AgentVersion) > 128 || len(h.Tunnels) > MaxPeers {
+		return invalid("agentVersion or tunnels beyond their limits")
+	}
+	if err := h.Punch.Validate(); err != nil {
+		return err
+	}
+	if err := validateText("noProbe", h.NoProbe); err != nil {
+		return err
 	}
 	for _, t := range h.Tunnels {
 		if err := t.Peer.Validate(); err != nil {
@@ -208,8 +236,8 @@ func (r *Report) Validate() error {
 	if len(r.Attempt) > 64 {
 		return invalid("attempt %.64q", r.Attempt)
 	}
-	if r.ElapsedMs < 0 {
-		return invalid("elapsedMs %d is negative", r.ElapsedMs)
+	if r.ElapsedMs < 0 || r.Packets < 0 {
+		return invalid("elapsedMs %d or packets %d is negative", r.ElapsedMs, r.Packets)
 	}
 	if err := r.Path.Validate(); err != nil {
 		return err
@@ -224,6 +252,9 @@ func (w *Welcome) Validate() error {
 	}
 	if len(w.STUNPorts) == 0 || len(w.STUNPorts) > 4 || slices.Contains(w.STUNPorts, 0) {
 		return invalid("stunPorts %v", w.STUNPorts)
+	}
+	if len(w.STUNAddrs) > 4 || slices.ContainsFunc(w.STUNAddrs, func(a netip.Addr) bool { return !a.IsValid() || a.IsMulticast() || a.IsUnspecified() }) {
+		return invalid("stunAddrs %v", w.STUNAddrs)
 	}
 	return nil
 }
@@ -259,6 +290,15 @@ func (p *Punch) Validate() error {
 	if err := p.Peer.validate(); err != nil {
 		return err
 	}
+	if !slices.Contains([]Strategy{"", StrategyICE, StrategyOpeners, StrategyPredict, StrategyProbe}, p.Strategy) {
+		return invalid("strategy %.32q", p.Strategy)
+	}
+	if p.Part != "" && p.Part != PartOpen && p.Part != PartSearch || (p.Part == "") == (p.Strategy == StrategyProbe) {
+		return invalid("part %.32q in strategy %.32q", p.Part, p.Strategy)
+	}
+	if err := validateText("hopeless", p.Hopeless); err != nil {
+		return err
+	}
 	if p.StartAfterMs < 0 || p.StartAfterMs > 60_000 {
 		return invalid("startAfterMs %d: want 0 to 60000", p.StartAfterMs)
 	}
@@ -272,6 +312,17 @@ func (p *Punch) Validate() error {
 		return err
 	}
 	return validateCandidates(p.Candidates)
+}
+
+// Validate implements Message.
+func (p *Prepare) Validate() error { return p.Attempt.validate() }
+
+// Validate implements Message.
+func (p *Prepared) Validate() error {
+	if p.Step < -MaxStep || p.Step > MaxStep {
+		return invalid("step %d: want %d to %d", p.Step, -MaxStep, MaxStep)
+	}
+	return p.Attempt.validate()
 }
 
 // Validate implements Message.

@@ -69,6 +69,10 @@ func newMessage(typ string) Message {
 		return new(Welcome)
 	case "peers":
 		return new(Peers)
+	case "prepare":
+		return new(Prepare)
+	case "prepared":
+		return new(Prepared)
 	case "punch":
 		return new(Punch)
 	case "trickle":

@@ -40,7 +40,7 @@ func sampleHello() *Hello {
 			Peer: "beijing.edge2", Monitored: true,
 			Path: Path{PathServerReflexive, netip.MustParseAddrPort("192.168.1.10:4500"), netip.MustParseAddrPort("203.0.113.7:1721")},
 		}},
-		Capabilities: []string{"trickle"},
+		Punch: PolicyICEOnly, NoProbe: "nftables is missing",
 	}
 }
 
@@ -74,7 +74,7 @@ var golden = []struct {
 		`{"v":1,"type":"hello","body":{"agentVersion":"0.1.0","endpoint":` + sampleEndpointJSON +
 			`,"candidates":[{"kind":"host","addr":"192.168.1.10:4500"},{"kind":"host","addr":"[2001:db8::10]:4500"}]` +
 			`,"tunnels":[{"peer":"beijing.edge2","path":{"kind":"srflx","local":"192.168.1.10:4500","remote":"203.0.113.7:1721"},"monitored":true}]` +
-			`,"capabilities":["trickle"]}}`},
+			`,"punch":"ice-only","noProbe":"nftables is missing"}}`},
 	{"hello of a connector", &Hello{Endpoint: Endpoint{
 		ID: "CN=beijing.connector", Name: "beijing.connector", Type: Connector,
 		PublicAddresses: []string{"198.51.100.1", "vpn.example.com"}, Port: 45000,
@@ -83,15 +83,28 @@ var golden = []struct {
 			`"publicAddresses":["198.51.100.1","vpn.example.com"],"port":45000,"type":"Connector"},"candidates":[]}}`},
 	{"network", &Network{Candidates: []Candidate{host("192.168.1.10:4500")}, NAT: NAT{Present: true, Mapping: AddressDependent}},
 		`{"v":1,"type":"network","body":{"candidates":[{"kind":"host","addr":"192.168.1.10:4500"}],"nat":{"present":true,"mapping":"address-dependent"}}}`},
+	{"network in full", &Network{Candidates: []Candidate{{Mapped, netip.MustParseAddrPort("203.0.113.7:4500")}}, NAT: NAT{
+		Present: true, Mapping: AddressAndPortDependent, Filtering: AddressAndPortDependent, Allocation: Sequential, Step: -2,
+		Hairpin: No, Poisoned: Yes, LifetimeSeconds: 100, Hops: 2,
+	}},
+		`{"v":1,"type":"network","body":{"candidates":[{"kind":"mapped","addr":"203.0.113.7:4500"}],"nat":{"present":true` +
+			`,"mapping":"address-and-port-dependent","filtering":"address-and-port-dependent","allocation":"sequential","step":-2` +
+			`,"hairpin":"no","poisoned":"yes","lifetimeSeconds":100,"hops":2}}}`},
 	{"network blocked", &Network{Candidates: []Candidate{}, NAT: NAT{Blocked: "no answer"}},
 		`{"v":1,"type":"network","body":{"candidates":[],"nat":{"present":false,"blocked":"no answer"}}}`},
 	{"report", sampleReport(),
 		`{"v":1,"type":"report","body":{"peer":"beijing.edge2","attempt":"0badcafe","outcome":"direct",` +
 			`"path":{"kind":"prflx","local":"192.168.1.10:4500","remote":"203.0.113.7:1721"},"elapsedMs":412}}`},
+	{"report of a failure", &Report{Peer: "beijing.edge2", Attempt: "0badcafe", Outcome: OutcomeFailed, Reason: "no answer", ElapsedMs: 10_000, Packets: 2431},
+		`{"v":1,"type":"report","body":{"peer":"beijing.edge2","attempt":"0badcafe","outcome":"failed","reason":"no answer","elapsedMs":10000,"packets":2431}}`},
 	{"report of a loss", &Report{Peer: "beijing.connector", Outcome: OutcomeLost, Reason: "consent lost"},
 		`{"v":1,"type":"report","body":{"peer":"beijing.connector","outcome":"lost","reason":"consent lost","elapsedMs":0}}`},
 	{"welcome", sampleWelcome(),
 		`{"v":1,"type":"welcome","body":{"node":"beijing.edge1","storeID":"5f1c","stunPorts":[3478,3479],"stunUsername":"user","stunPassword":"password"}}`},
+	{"welcome of two families", &Welcome{Node: "beijing.edge1", StoreID: "5f1c", STUNPorts: []uint16{3478, 3479, 40001, 40002},
+		STUNAddrs: []netip.Addr{netip.MustParseAddr("2001:db8::1")}, STUNUsername: "user", STUNPassword: "password"},
+		`{"v":1,"type":"welcome","body":{"node":"beijing.edge1","storeID":"5f1c","stunPorts":[3478,3479,40001,40002]` +
+			`,"stunAddrs":["2001:db8::1"],"stunUsername":"user","stunPassword":"password"}}`},
 	{"peers", &Peers{Peers: []Peer{samplePeer()}}, `{"v":1,"type":"peers","body":{"peers":[` + samplePeerJSON + `]}}`},
 	{"no peers", &Peers{Peers: []Peer{}}, `{"v":1,"type":"peers","body":{"peers":[]}}`},
 	{"punch", samplePunch(),
@@ -99,6 +112,23 @@ var golden = []struct {
 			`,"local":{"ufrag":"abcd","pwd":"abcdefghijklmnopqrstuv"},"remote":{"ufrag":"wxyz","pwd":"vutsrqponmlkjihgfedcba"}` +
 			`,"candidates":[{"kind":"host","addr":"192.168.1.10:4500"},{"kind":"srflx","addr":"203.0.113.7:4500"}]` +
 			`,"remoteNAT":{"present":true,"mapping":"endpoint-independent","filtering":"address-and-port-dependent"}}}`},
+	{"punch by search", changed(samplePunch(), func(p *Punch) {
+		p.Strategy, p.Part, p.Candidates = StrategyProbe, PartSearch, []Candidate{}
+	}),
+		`{"v":1,"type":"punch","body":{"attempt":"0badcafe","peer":` + samplePeerJSON + `,"strategy":"probe","part":"search","startAfterMs":40` +
+			`,"local":{"ufrag":"abcd","pwd":"abcdefghijklmnopqrstuv"},"remote":{"ufrag":"wxyz","pwd":"vutsrqponmlkjihgfedcba"}` +
+			`,"candidates":[],"remoteNAT":{"present":true,"mapping":"endpoint-independent","filtering":"address-and-port-dependent"}}}`},
+	{"punch without hope", changed(samplePunch(), func(p *Punch) {
+		p.Strategy, p.Hopeless = StrategyICE, "both NATs are symmetric"
+		p.Candidates = []Candidate{{Predicted, netip.MustParseAddrPort("203.0.113.7:1026")}}
+	}),
+		`{"v":1,"type":"punch","body":{"attempt":"0badcafe","peer":` + samplePeerJSON + `,"strategy":"ice","hopeless":"both NATs are symmetric","startAfterMs":40` +
+			`,"local":{"ufrag":"abcd","pwd":"abcdefghijklmnopqrstuv"},"remote":{"ufrag":"wxyz","pwd":"vutsrqponmlkjihgfedcba"}` +
+			`,"candidates":[{"kind":"predicted","addr":"203.0.113.7:1026"}]` +
+			`,"remoteNAT":{"present":true,"mapping":"endpoint-independent","filtering":"address-and-port-dependent"}}}`},
+	{"prepare", &Prepare{Attempt: "0badcafe"}, `{"v":1,"type":"prepare","body":{"attempt":"0badcafe"}}`},
+	{"prepared", &Prepared{Attempt: "0badcafe", Next: 1026, Step: 2}, `{"v":1,"type":"prepared","body":{"attempt":"0badcafe","next":1026,"step":2}}`},
+	{"prepared without a prediction", &Prepared{Attempt: "0badcafe"}, `{"v":1,"type":"prepared","body":{"attempt":"0badcafe","next":0,"step":0}}`},
 	{"trickle", &Trickle{Attempt: "0badcafe", Candidates: []Candidate{srflx("203.0.113.7:4500")}},
 		`{"v":1,"type":"trickle","body":{"attempt":"0badcafe","candidates":[{"kind":"srflx","addr":"203.0.113.7:4500"}]}}`},
 	{"trickle with a NAT", &Trickle{Attempt: "0badcafe", Candidates: []Candidate{}, RemoteNAT: &NAT{Present: true, Mapping: AddressAndPortDependent}},
@@ -132,7 +162,7 @@ func TestGolden(t *testing.T) {
 			}
 		})
 	}
-	for _, typ := range []string{"hello", "network", "report", "welcome", "peers", "punch", "trickle", "cancel", "bye"} {
+	for _, typ := range []string{"hello", "network", "report", "welcome", "peers", "prepare", "prepared", "punch", "trickle", "cancel", "retry", "bye"} {
 		if !seen[typ] {
 			t.Errorf("no golden bytes of %s", typ)
 		}

@@ -1,0 +1,264 @@
+package rendezvous
+
+import (
+	"encoding/hex"
+	"time"
+
+	"github.com/bodkin-net/bodkin/punch/nat"
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+// Timing of the coordinator. All of it is relative; no clock of an agent is
+// ever compared with ours.
+const (
+	// attemptTimeout is the backstop behind the agents' own limits (10 s of
+	// punching, 9 s for charon) and the start offset: past it a side is silent.
+	attemptTimeout = 25 * time.Second
+	// prepareTimeout is for a message each way and two STUN requests between
+	// them; a prediction that took longer would be out of date.
+	prepareTimeout = 2 * time.Second
+	// maxStartOffset bounds how long the nearer side waits for the farther: a
+	// round trip measured during a stall must not cost the attempt.
+	maxStartOffset = time.Second
+	// maxParallel bounds the attempts of one node at a time: an edge that joins
+	// a large community must not run hundreds of ICE sessions at once, nor its
+	// session's outbox overflow.
+	maxParallel = 32
+	// retryMin doubles up to retryMax. Below a second a retry would meet the
+	// same NAT state; above five minutes an operator would call it dead. No
+	// event brings two attempts of one strategy closer together than retryMin,
+	// or a node that reconnects in a loop would keep all its peers punching.
+	retryMin = time.Second
+	retryMax = 5 * time.Minute
+	// A search costs thousands of packets, and a router some hundred mappings
+	// for 30 s.
+	probeRetryMin = 30 * time.Second
+	probeRetryMax = time.Hour
+	// retryJitter spreads the retries of pairs that broke together.
+	retryJitter = 0.2
+	// maxPackets bounds what an agent may claim to have sent in an attempt.
+	maxPackets = 1_000_000
+)
+
+type attempt struct {
+	id wire.AttemptID
+	// verdict is what it was begun on; strategy is what was ordered, less than
+	// the verdict's if no prediction came.
+	verdict  nat.Verdict
+	strategy nat.Strategy
+	deadline time.Time
+	// preparing is set until the order is out: the sides in asked are to say
+	// what their NATs will do, prepared is what they said.
+	preparing bool
+	asked     [2]bool
+	prepared  [2]*wire.Prepared
+	// nominated is set once a side has found a path.
+	nominated bool
+	elapsed   time.Duration
+	// direct marks the sides that have confirmed *this* attempt.
+	direct [2]bool
+	// packets is how many each side sent to get through.
+	packets [2]int
+}
+
+// awaits reports whether a side has yet to answer.
+func (a *attempt) awaits() bool {
+	return a.asked[0] && a.prepared[0] == nil || a.asked[1] && a.prepared[1] == nil
+}
+
+// silent names the ends that have not confirmed the running attempt.
+func (p *pair) silent() string {
+	switch p.attempt.direct {
+	case [2]bool{true, false}:
+		return string(p.names[1])
+	case [2]bool{false, true}:
+		return string(p.names[0])
+	}
+	return string(p.names[0]) + " and " + string(p.names[1])
+}
+
+// begin starts an attempt: with the order, or with asking for what the order
+// has to say.
+func (c *coordinator) begin(now time.Time, p *pair) {
+	p.total++
+	p.latest, p.started[rank(p.verdict.Strategy)] = now, now
+	p.retry(now)
+	a := &attempt{id: wire.AttemptID(c.token(8)), verdict: p.verdict, strategy: p.verdict.Strategy, preparing: true}
+	p.attempt = a
+	for i, name := range p.names {
+		c.running[name]++
+		if a.strategy == nat.Predict && c.nodes[name].known().counts() {
+			a.asked[i] = true
+			c.do(send{name, &wire.Prepare{Attempt: a.id}})
+		}
+	}
+	if !a.awaits() {
+		c.order(now, p)
+		return
+	}
+	a.deadline = now.Add(prepareTimeout)
+}
+
+// Prepared takes what an agent says of its NAT's next mapping. Words about
+// attempts that wait for none change nothing.
+func (c *coordinator) Prepared(now time.Time, from wire.NodeName, m *wire.Prepared) []action {
+	for _, p := range c.byNode[from] {
+		a, i := p.attempt, p.index(from)
+		if a == nil || a.id != m.Attempt || !a.preparing || !a.asked[i] || a.prepared[i] != nil {
+			continue
+		}
+		a.prepared[i] = m
+		if !a.awaits() {
+			c.order(now, p)
+		}
+	}
+	return c.flush()
+}
+
+// order tells both sides to punch, at the same moment, expressed as a delay
+// after receipt.
+func (c *coordinator) order(now time.Time, p *pair) {
+	a := p.attempt
+	a.preparing, a.deadline = false, now.Add(attemptTimeout)
+	var predicted [2][]wire.Candidate
+	for i, name := range p.names {
+		predicted[i] = c.nodes[name].predict(a.prepared[i])
+		if a.asked[i] && predicted[i] == nil {
+			a.strategy = nat.Openers
+		}
+	}
+	creds := [2]wire.Credentials{
+		{Ufrag: c.token(4), Pwd: c.token(16)},
+		{Ufrag: c.token(4), Pwd: c.token(16)},
+	}
+	last := max(c.nodes[p.names[0]].delay, c.nodes[p.names[1]].delay)
+	for i, name := range p.names {
+		me, you := c.nodes[name], c.nodes[p.other(name)]
+		m := &wire.Punch{
+			Attempt:      a.id,
+			Peer:         c.peer(p, name),
+			Strategy:     wire.Strategy(a.strategy),
+			StartAfterMs: min(last-me.delay, maxStartOffset).Milliseconds(),
+			Local:        creds[i],
+			Remote:       creds[1-i],
+			Candidates:   you.candidates(predicted[1-i]),
+			RemoteNAT:    you.nat,
+		}
+		if a.strategy == nat.Probe {
+			m.Part = wire.PartSearch
+			if me.known().hidden() {
+				m.Part = wire.PartOpen
+			}
+		}
+		if a.verdict.Expect == nat.Relay {
+			m.Hopeless = wire.Clip(a.verdict.Reason)
+		}
+		c.do(send{name, m})
+	}
+}
+
+// fail ends the running attempt, tells the sides other than from, and sets the
+// time of the next one.
+func (c *coordinator) fail(now time.Time, p *pair, reason string, from wire.NodeName) {
+	least, most := retryMin, retryMax
+	if a := p.attempt; a != nil {
+		c.callOff(p, from, reason)
+		if a.strategy == nat.Probe {
+			least, most = probeRetryMin, probeRetryMax
+		}
+	}
+	for i := range p.sides {
+		if s := &p.sides[i]; !s.direct {
+			s.path = wire.Path{} // nominated, and came to nothing
+		}
+	}
+	p.failure, p.reason = reason, reason
+	p.tries++
+	p.retry(now.Add(c.backoff(p.tries, least, most)))
+	if p.state != Direct {
+		c.do(record{c.view(p)})
+	}
+}
+
+// backoff is least doubled for each try after the first, jittered, capped.
+func (c *coordinator) backoff(tries int, least, most time.Duration) time.Duration {
+	d := most
+	if shift := tries - 1; shift < 16 {
+		d = min(most, least<<shift)
+	}
+	return time.Duration(float64(d) * (1 - retryJitter + 2*retryJitter*c.rand.Float64()))
+}
+
+// reset lets the next attempt start at once: something happened that may
+// change its outcome.
+func (c *coordinator) reset(now time.Time, p *pair) {
+	p.tries, p.failure = 0, ""
+	p.retry(now)
+}
+
+// retry sets when the next attempt may start: at t, or retryMin after the last.
+func (p *pair) retry(t time.Time) {
+	p.retryAt = t
+	if earliest := p.latest.Add(retryMin); earliest.After(t) {
+		p.retryAt = earliest
+	}
+}
+
+// due is when the next attempt may start: not too soon after the last one of
+// its strategy, whatever was reason to begin anew.
+func (p *pair) due() time.Time {
+	pause := retryMin
+	if p.verdict.Strategy == nat.Probe {
+		pause = probeRetryMin
+	}
+	if started := p.started[rank(p.verdict.Strategy)]; started.Add(pause).After(p.retryAt) && !started.IsZero() {
+		return started.Add(pause)
+	}
+	return p.retryAt
+}
+
+// abandon ends an attempt because name's session ended; the other side is told.
+func (c *coordinator) abandon(p *pair, name wire.NodeName, reason string) {
+	if p.attempt != nil {
+		c.callOff(p, name, reason)
+	}
+}
+
+// callOff ends the running attempt and tells the sides that have heard of it,
+// but for one.
+func (c *coordinator) callOff(p *pair, except wire.NodeName, reason string) {
+	a := p.attempt
+	c.end(p)
+	for i, name := range p.names {
+		if heard := !a.preparing || a.asked[i]; heard && name != except && c.online(name) {
+			c.do(send{name, &wire.Cancel{Attempt: a.id, Reason: wire.Clip(reason)}})
+		}
+	}
+}
+
+// end takes an attempt off the books.
+func (c *coordinator) end(p *pair) {
+	if !p.attempt.preparing {
+		p.last = p.attempt
+	}
+	p.attempt = nil
+	for _, n := range p.names {
+		c.running[n]--
+	}
+}
+
+// free reports whether both ends may run one attempt more.
+func (c *coordinator) free(p *pair) bool {
+	return c.running[p.names[0]] < maxParallel && c.running[p.names[1]] < maxParallel
+}
+
+// token is n random bytes in hex. The source is seeded by crypto/rand
+// (ChaCha8), so ICE passwords made of it cannot be guessed.
+func (c *coordinator) token(n int) string {
+	b := make([]byte, 0, n+8)
+	for len(b) < n {
+		v := c.rand.Uint64()
+		b = append(b, byte(v), byte(v>>8), byte(v>>16), byte(v>>24), byte(v>>32), byte(v>>40), byte(v>>48), byte(v>>56))
+	}
+	return hex.EncodeToString(b[:n])
+}
