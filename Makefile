@@ -1,7 +1,7 @@
 # Everything a person types here. Sources of truth: go.mod for Go modules,
 # .ci/deps for Debian packages, this file for the linter's version.
 .DEFAULT_GOAL := help
-.PHONY: help build test e2e-kernel demo demo-stop matrix bench lint deps fmt clean FORCE
+.PHONY: help build test e2e-kernel demo demo-stop matrix trace bench lint deps fmt clean FORCE
 
 VERSION := $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo devel)
 
@@ -37,8 +37,11 @@ demo: deps build/bodkin build/labrun ## Show edges behind NATs get direct tunnel
 demo-stop: build/labrun ## End a demo that was left running (needs root)
 	@build/labrun demo-stop
 
-matrix: deps build/bodkin build/labrun ## Try every pair of NATs, write build/matrix.json (needs root)
+matrix: deps build/bodkin build/labrun ## Try every pair of sites, write build/matrix.json and .md, build/probe.json (needs root)
 	@build/labrun matrix
+
+trace: deps build/bodkin build/labrun ## Print the packets of one pair of sites (A=symmetric B=port-restricted; needs root)
+	@build/labrun trace $(or $(A),symmetric) $(or $(B),port-restricted)
 
 bench: deps build/bodkin build/labrun ## Measure against strongSwan mediation, write build/bench.json (needs root)
 	@build/labrun bench

@@ -15,18 +15,25 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/bodkin-net/bodkin/e2e/lab"
 )
 
-// Ports of the rendezvous in the lab.
+// Ports of the rendezvous and of charon in the lab.
 const (
 	signalPort = 7443
-	stunPort1  = 3478
-	stunPort2  = 3479
 	ikePort    = 4500
 )
+
+// stunPorts are the two that agents ask, and behind each the one that answers
+// from elsewhere come from.
+var stunPorts = []uint16{3478, 3479, 3480, 3481}
+
+// connectorAddr6 is the connector's IPv6 address, where it has one.
+var connectorAddr6 = netip.MustParseAddr("2001:db8::c")
 
 // StatusAddr is the rendezvous' status listener, on its own host's loopback.
 const StatusAddr = "127.0.0.1:7480"
@@ -44,9 +51,11 @@ type Cluster struct {
 	*lab.Lab
 	Name      string
 	Connector *Node
-	// PublicAddr and PublicPort are where edges reach the connector's charon.
-	PublicAddr netip.Addr
-	PublicPort uint16
+	// PublicAddr and PublicPort are where edges reach the connector's charon,
+	// PublicAddr6 as well if it is not zero.
+	PublicAddr  netip.Addr
+	PublicAddr6 netip.Addr
+	PublicPort  uint16
 	// AdminSocket is where the rendezvous takes changes.
 	AdminSocket string
 
@@ -81,6 +90,8 @@ type ClusterOptions struct {
 	// PublicPort other than 4500 puts the connector behind a router that maps
 	// it to 4500, as in FabEdge's article.
 	PublicPort uint16
+	// IPv6 makes the connector dual-stack. It needs public port 4500.
+	IPv6 bool
 	// Link is the connector's.
 	Link     lab.Link
 	LogLevel string
@@ -116,7 +127,10 @@ func NewCluster(ctx context.Context, o ClusterOptions) (*Cluster, error) {
 // connectorHost is a host on the internet, or behind a port mapping.
 func (c *Cluster) connectorHost(o ClusterOptions) (*lab.Host, error) {
 	if o.PublicPort == 0 || o.PublicPort == ikePort {
-		h, err := c.Host("connector", lab.HostOptions{})
+		if o.IPv6 {
+			c.PublicAddr6 = connectorAddr6
+		}
+		h, err := c.Host("connector", lab.HostOptions{Addr6: c.PublicAddr6})
 		if err != nil {
 			return nil, err
 		}
@@ -135,14 +149,14 @@ func (c *Cluster) connectorHost(o ClusterOptions) (*lab.Host, error) {
 		return nil, err
 	}
 	c.PublicAddr, c.PublicPort = r.WAN(), o.PublicPort
-	for _, m := range []struct {
-		protocol        string
-		outside, inside uint16
-	}{
-		{"udp", o.PublicPort, ikePort}, {"tcp", signalPort, signalPort},
-		{"udp", stunPort1, stunPort1}, {"udp", stunPort2, stunPort2},
-	} {
-		if err := r.ForwardPort(m.protocol, m.outside, h, m.inside); err != nil {
+	if err := r.ForwardPort("udp", o.PublicPort, h, ikePort); err != nil {
+		return nil, err
+	}
+	if err := r.ForwardPort("tcp", signalPort, h, signalPort); err != nil {
+		return nil, err
+	}
+	for _, port := range stunPorts {
+		if err := r.ForwardPort("udp", port, h, port); err != nil {
 			return nil, err
 		}
 	}
@@ -150,7 +164,7 @@ func (c *Cluster) connectorHost(o ClusterOptions) (*lab.Host, error) {
 }
 
 func (c *Cluster) startRendezvous(ctx context.Context, h *lab.Host, communitiesDir string) error {
-	cert, key, err := c.PKI().Issue("rendezvous."+c.Name, lab.CertOptions{Addrs: []netip.Addr{c.PublicAddr, h.Addr()}})
+	cert, key, err := c.PKI().Issue("rendezvous."+c.Name, lab.CertOptions{Addrs: append(c.publicAddrs(), h.Addr())})
 	if err != nil {
 		return err
 	}
@@ -158,6 +172,9 @@ func (c *Cluster) startRendezvous(ctx context.Context, h *lab.Host, communitiesD
 	c.config = filepath.Join(h.Dir(), "rendezvous.yaml")
 	conf := fmt.Sprintf("certificate: %s\nkey: %s\nca: %s\nstore: %s\nadminSocket: %s\nlogLevel: %s\ncommunitiesDir: %q\nstatus: %s\n",
 		cert, key, c.PKI().CAPath(), filepath.Join(h.Dir(), "rendezvous.db"), c.AdminSocket, c.logLevel, communitiesDir, StatusAddr)
+	if c.PublicAddr6.IsValid() {
+		conf += fmt.Sprintf("publicAddresses: %s\n", yamlList(c.publicAddrs()))
+	}
 	if err := os.WriteFile(c.config, []byte(conf), 0o600); err != nil {
 		return err
 	}
@@ -167,6 +184,24 @@ func (c *Cluster) startRendezvous(ctx context.Context, h *lab.Host, communitiesD
 		},
 	}}
 	return c.RestartRendezvous(ctx, h)
+}
+
+// publicAddrs are where the connector can be reached, IPv4 first.
+func (c *Cluster) publicAddrs() []netip.Addr {
+	addrs := []netip.Addr{c.PublicAddr}
+	if c.PublicAddr6.IsValid() {
+		addrs = append(addrs, c.PublicAddr6)
+	}
+	return addrs
+}
+
+// yamlList quotes, for an IPv6 address has colons.
+func yamlList[T fmt.Stringer](items []T) string {
+	quoted := make([]string, len(items))
+	for i, item := range items {
+		quoted[i] = strconv.Quote(item.String())
+	}
+	return "[" + strings.Join(quoted, ", ") + "]"
 }
 
 // RestartRendezvous kills a running rendezvous (SIGKILL) and starts it again on
@@ -201,7 +236,13 @@ func ended(p *lab.Process) error {
 // AddEdge adds an edge on a router's LAN, or with r nil on the internet itself,
 // with charon and agent running.
 func (c *Cluster) AddEdge(ctx context.Context, name string, r *lab.Router) (*Node, error) {
-	h, err := c.Host(name, lab.HostOptions{Router: r})
+	return c.AddEdgeAt(ctx, name, lab.HostOptions{Router: r})
+}
+
+// AddEdgeAt adds an edge anywhere, with charon and agent running. One without
+// IPv4 needs a cluster with IPv6.
+func (c *Cluster) AddEdgeAt(ctx context.Context, name string, at lab.HostOptions) (*Node, error) {
+	h, err := c.Host(name, at)
 	if err != nil {
 		return nil, err
 	}
@@ -223,16 +264,12 @@ func (c *Cluster) addNode(ctx context.Context, h *lab.Host, name, typ string) (*
 	if err != nil {
 		return nil, err
 	}
-	rendezvous := c.PublicAddr
+	conf := fmt.Sprintf("rendezvous: https://%s\ncertificate: %s\nkey: %s\nca: %s\nviciSocket: %s\nmark: %d\nsocket: %s\nstateDir: %s\nlogLevel: %s\n"+
+		"endpoint:\n  type: %s\n  subnets: [%s]\n  nodeSubnets: %s\n",
+		c.rendezvousFor(h, typ), cert, key, c.PKI().CAPath(), h.VICISocket(), c.mark, n.Socket(), filepath.Join(h.Dir(), "state"), c.logLevel,
+		typ, n.Subnet, yamlList(c.nodeSubnets(h, typ)))
 	if typ == "Connector" {
-		rendezvous = h.Addr() // a port mapping need not work from inside
-	}
-	conf := fmt.Sprintf("rendezvous: https://%s:%d\ncertificate: %s\nkey: %s\nca: %s\nviciSocket: %s\nmark: %d\nsocket: %s\nstateDir: %s\nlogLevel: %s\n"+
-		"endpoint:\n  type: %s\n  subnets: [%s]\n  nodeSubnets: [%s/32]\n",
-		rendezvous, signalPort, cert, key, c.PKI().CAPath(), h.VICISocket(), c.mark, n.Socket(), filepath.Join(h.Dir(), "state"), c.logLevel,
-		typ, n.Subnet, h.Addr())
-	if typ == "Connector" {
-		conf += fmt.Sprintf("  publicAddresses: [%s]\n  port: %d\n", c.PublicAddr, c.PublicPort)
+		conf += fmt.Sprintf("  publicAddresses: %s\n  port: %d\n", yamlList(c.publicAddrs()), c.PublicPort)
 	}
 	n.config = filepath.Join(h.Dir(), "agent.yaml")
 	if err := os.WriteFile(n.config, []byte(conf), 0o600); err != nil {
@@ -240,6 +277,32 @@ func (c *Cluster) addNode(ctx context.Context, h *lab.Host, name, typ string) (*
 	}
 	c.nodes[n.Name] = n
 	return n, n.StartAgent(ctx)
+}
+
+// nodeSubnets are the host's own address, which the other nodes' pods may talk
+// to. ESP in user space routes by destination alone: with an edge's public
+// address among its selectors, what the rendezvous sends to that edge would end
+// in the tunnel.
+func (c *Cluster) nodeSubnets(h *lab.Host, typ string) []netip.Prefix {
+	public := h.Outside() == h || h.Addr().Is6()
+	if c.mark != 0 && public && typ != "Connector" {
+		return nil
+	}
+	return []netip.Prefix{netip.PrefixFrom(h.Addr(), h.Addr().BitLen())}
+}
+
+// rendezvousFor is where a host reaches the rendezvous: in its own family, and
+// on the connector itself not by a port mapping, which need not work from
+// inside.
+func (c *Cluster) rendezvousFor(h *lab.Host, typ string) netip.AddrPort {
+	addr := c.PublicAddr
+	switch {
+	case typ == "Connector":
+		addr = h.Addr()
+	case h.Addr().Is6():
+		addr = c.PublicAddr6
+	}
+	return netip.AddrPortFrom(addr, signalPort)
 }
 
 // Socket is the agent's unix socket.
@@ -268,6 +331,10 @@ type Pair struct {
 	Punching     bool            `json:"punching"`
 	Attempts     int             `json:"attempts"`
 	TimeToDirect time.Duration   `json:"timeToDirect"`
+	Verdict      Verdict         `json:"verdict"`
+	// Strategy and Packets are those of the last attempt that ended.
+	Strategy string `json:"strategy"`
+	Packets  int    `json:"packets"`
 }
 
 // Failed reports whether an attempt has ended without a tunnel. While the next
@@ -291,6 +358,7 @@ type Observed struct {
 		Present   bool   `json:"present"`
 		Mapping   string `json:"mapping"`
 		Filtering string `json:"filtering"`
+		Poisoned  string `json:"poisoned"`
 		Blocked   string `json:"blocked"`
 	} `json:"nat"`
 }
@@ -349,13 +417,35 @@ func (c *Cluster) Pair(ctx context.Context, a, b *Node) (*Pair, error) {
 	return nil, err
 }
 
-// Apply puts one community in force.
-func (c *Cluster) Apply(ctx context.Context, name string, members ...*Node) error {
+// community is the YAML of one.
+func community(name string, members ...*Node) []byte {
 	y := "apiVersion: fabedge.io/v1alpha1\nkind: Community\nmetadata:\n  name: " + name + "\nspec:\n  members:\n"
 	for _, m := range members {
 		y += "    - " + m.Name + "\n"
 	}
-	return c.do(ctx, http.MethodPut, "/api/v1/communities?file="+url.QueryEscape(name+".yaml"), []byte(y), nil)
+	return []byte(y)
+}
+
+// Apply puts one community in force.
+func (c *Cluster) Apply(ctx context.Context, name string, members ...*Node) error {
+	return c.do(ctx, http.MethodPut, "/api/v1/communities?file="+url.QueryEscape(name+".yaml"), community(name, members...), nil)
+}
+
+// Forecast is what the rendezvous expects of two nodes that may share nothing
+// yet.
+func (c *Cluster) Forecast(ctx context.Context, a, b *Node) (Verdict, error) {
+	var forecast struct {
+		Pairs []struct {
+			Verdict Verdict `json:"verdict"`
+		} `json:"pairs"`
+	}
+	if err := c.do(ctx, http.MethodPost, "/api/v1/forecast", community("forecast", a, b), &forecast); err != nil {
+		return Verdict{}, err
+	}
+	if len(forecast.Pairs) != 1 {
+		return Verdict{}, fmt.Errorf("forecast for %s and %s has %d pairs, want 1", a.Name, b.Name, len(forecast.Pairs))
+	}
+	return forecast.Pairs[0].Verdict, nil
 }
 
 // Delete removes a community.
@@ -383,7 +473,8 @@ func (c *Cluster) until(ctx context.Context, what string, cond func() (bool, err
 	}
 }
 
-// WaitOnline waits until all nodes are online and observed.
+// WaitOnline waits until all nodes are online and observed, or known not to get
+// a UDP packet out.
 func (c *Cluster) WaitOnline(ctx context.Context, nodes ...*Node) error {
 	return c.until(ctx, "all nodes online", func() (bool, error) {
 		known, err := c.Nodes(ctx)
@@ -392,7 +483,7 @@ func (c *Cluster) WaitOnline(ctx context.Context, nodes ...*Node) error {
 		}
 		online := map[string]bool{}
 		for _, o := range known {
-			online[o.Name] = o.Online && o.Observed.IsValid()
+			online[o.Name] = o.Online && (o.Observed.IsValid() || o.NAT.Blocked != "")
 		}
 		for _, n := range nodes {
 			if err := ended(n.agent); err != nil {
@@ -438,6 +529,10 @@ type Status struct {
 	Charon struct {
 		Connected bool `json:"connected"`
 	} `json:"charon"`
+	// PortMapping is the port its router maps to it, if it was asked to.
+	PortMapping struct {
+		Outside netip.AddrPort `json:"outside"`
+	} `json:"portMapping"`
 	Tunnels []struct {
 		Peer      string `json:"peer"`
 		State     string `json:"state"`

@@ -7,10 +7,12 @@ package e2e
 
 import (
 	"context"
+	"net/netip"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/bodkin-net/bodkin/e2e/lab"
 )
@@ -45,12 +47,22 @@ func carried(ctx context.Context, t *testing.T, n *Node) int {
 // pingsByKernel fails the test if a ping is lost, or was not the kernel's ESP.
 func pingsByKernel(ctx context.Context, t *testing.T, a, b *Node) {
 	t.Helper()
+	pingsBetween(ctx, t, a, a.Pod, b, b.Pod)
+}
+
+// pingsBetween is pingsByKernel between any addresses of two nodes.
+func pingsBetween(ctx context.Context, t *testing.T, a *Node, src netip.Addr, b *Node, dst netip.Addr) {
+	t.Helper()
 	for _, n := range []*Node{a, b} {
 		before := carried(ctx, t, n)
-		pings(ctx, t, a, b)
+		res, err := a.Ping(ctx, dst, 10, 20*time.Millisecond, src)
+		must(t, err)
+		if res.Lost() != 0 {
+			t.Fatalf("%s → %s: %d of %d pings lost", src, dst, res.Lost(), res.Sent)
+		}
 		// 10 requests and 10 replies of 84 bytes.
 		if more := carried(ctx, t, n) - before; more < 20*84 {
-			t.Errorf("%s: the kernel's SAs carried %d bytes of 10 pings and their replies, want at least %d", n.Name, more, 20*84)
+			t.Errorf("%s: the kernel's SAs carried %d bytes of 10 pings from %s to %s and their replies, want at least %d", n.Name, more, src, dst, 20*84)
 		}
 	}
 }
@@ -93,6 +105,62 @@ func TestKernelPunched(t *testing.T) {
 	wantMode(ctx, t, a, b, "TUNNEL-in-UDP")
 	pingsByKernel(ctx, t, a, b)
 	pingsByKernel(ctx, t, b, a)
+}
+
+// portRewrite matches the rule by which a node's packets to a peer leave from
+// the port that a probe has hit.
+var portRewrite = regexp.MustCompile(`udp sport 4500 .*snat to :\d+`)
+
+func rewrites(ctx context.Context, t *testing.T, n *Node) bool {
+	t.Helper()
+	out, err := n.Run(ctx, "nft", "list", "ruleset")
+	must(t, err)
+	return portRewrite.MatchString(out)
+}
+
+// TestKernelSymmetric: a symmetric NAT against one that filters by port. The
+// source port of what the kernel sends is rewritten to the one that probing has
+// found, in both directions of a tunnel of either initiator, and for as long as
+// the tunnel stands, agent or not.
+func TestKernelSymmetric(t *testing.T) {
+	for name, kinds := range map[string][2]lab.NATKind{
+		"symmetric first":       {lab.Symmetric, lab.PortRestricted},
+		"port-restricted first": {lab.PortRestricted, lab.Symmetric},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, c := startKernel(t)
+			a, _ := edge(ctx, t, c, "edge1", kinds[0])
+			b, _ := edge(ctx, t, c, "edge2", kinds[1])
+			symmetric := a
+			if kinds[1] == lab.Symmetric {
+				symmetric = b
+			}
+			must(t, c.WaitOnline(ctx, c.Connector, a, b))
+			must(t, c.WaitDiscovered(ctx, a, b))
+			must(t, c.Apply(ctx, "all-edges", a, b))
+			if p := direct(ctx, t, c, a, b); p.Strategy != "probe" {
+				t.Errorf("direct by %q, want probe", p.Strategy)
+			}
+			wantMode(ctx, t, a, b, "TUNNEL-in-UDP")
+			pingsByKernel(ctx, t, a, b)
+			pingsByKernel(ctx, t, b, a)
+			if !rewrites(ctx, t, symmetric) {
+				t.Errorf("%s sends from 4500: the tunnel proves nothing of the rewrite", symmetric.Name)
+			}
+
+			symmetric.Agent().Kill()
+			pingsByKernel(ctx, t, a, b)
+			must(t, symmetric.StartAgent(ctx))
+			must(t, c.WaitOnline(ctx, a, b))
+			direct(ctx, t, c, a, b)
+			pingsByKernel(ctx, t, b, a)
+
+			must(t, c.Delete(ctx, "all-edges"))
+			must(t, c.until(ctx, "the rewrite ends with the tunnel", func() (bool, error) {
+				return !rewrites(ctx, t, symmetric), nil
+			}))
+		})
+	}
 }
 
 // office is two edges on one LAN, in one community.
@@ -155,8 +223,8 @@ func demandESP(ctx context.Context, t *testing.T, n *Node, peer string) {
 	}
 }
 
-// TestKernelPolicies: with policies in place that demand ESP between the nodes
-// themselves, a new attempt still punches and its checks still pass, and the
+// TestKernelPolicies: tunnels carry what goes between nodes and pods. With
+// policies in place that demand ESP between the nodes themselves, a new attempt still punches and its checks still pass, and the
 // tunnel that is to be replaced carries every ping.
 func TestKernelPolicies(t *testing.T) {
 	ctx, c := startKernel(t)
@@ -167,6 +235,10 @@ func TestKernelPolicies(t *testing.T) {
 	direct(ctx, t, c, a, b)
 	demandESP(ctx, t, a, bRouter.WAN().String())
 	demandESP(ctx, t, b, aRouter.WAN().String())
+	for _, pair := range [][2]*Node{{a, b}, {b, a}} {
+		pingsBetween(ctx, t, pair[0], pair[0].Addr(), pair[1], pair[1].Pod) // n2p
+		pingsBetween(ctx, t, pair[0], pair[0].Pod, pair[1], pair[1].Addr()) // p2n
+	}
 	if out, err := a.Run(ctx, "ip", "xfrm", "policy"); err != nil || !strings.Contains(out, "src "+a.Addr().String()+"/32 dst "+b.Subnet.String()) {
 		t.Errorf("no node-to-pod policy is in place (%v):\n%s", err, out)
 	}

@@ -1,34 +1,55 @@
 package e2e
 
 import (
+	"reflect"
 	"testing"
-
-	"github.com/bodkin-net/bodkin/e2e/lab"
 )
 
-// What strongSwan's own mediation connects, 13 of 16, is expected of us.
-func TestExpected(t *testing.T) {
-	down := map[[2]lab.NATKind]bool{
-		{lab.PortRestricted, lab.Symmetric}: true,
-		{lab.Symmetric, lab.PortRestricted}: true,
-		{lab.Symmetric, lab.Symmetric}:      true,
-	}
-	for _, a := range MatrixKinds() {
-		for _, b := range MatrixKinds() {
-			want := Direct
-			if down[[2]lab.NATKind{a, b}] {
-				want = Down
+// The cells that cannot be direct, each with what its reason may name. All
+// others are.
+func TestObstacles(t *testing.T) {
+	hidden := map[string]bool{"symmetric": true, "symmetric-sequential": true}
+	for _, a := range Sites() {
+		for _, b := range Sites() {
+			var want []Obstacle
+			if (a.Name == "ipv6-firewall") != (b.Name == "ipv6-firewall") {
+				want = append(want, NoCommonFamily)
 			}
-			if got := Expected(a, b); got != want {
-				t.Errorf("%s × %s: expected %s, want %s", a, b, got, want)
+			if a.Name == "udp-blocked" || b.Name == "udp-blocked" {
+				want = append(want, UDPBlocked)
+			}
+			if hidden[a.Name] && hidden[b.Name] && !(a.Name == b.Name && a.Name == "symmetric-sequential") {
+				want = append(want, BothSymmetric)
+			}
+			if got := Obstacles(a, b); !reflect.DeepEqual(got, want) {
+				t.Errorf("%s × %s: obstacles %q, want %q", a, b, got, want)
+			}
+			if got := Expected(a, b); (got == Direct) != (want == nil) {
+				t.Errorf("%s × %s: expected %s with obstacles %q", a, b, got, want)
 			}
 		}
 	}
 }
 
+func TestFindSite(t *testing.T) {
+	for _, want := range Sites() {
+		if got, err := FindSite(want.Name); err != nil || got != want {
+			t.Errorf("%s: %+v, %v", want, got, err)
+		}
+	}
+	if _, err := FindSite("purple"); err == nil {
+		t.Error("a site that is not was found")
+	}
+}
+
 func TestCellProblem(t *testing.T) {
-	good := Cell{Expected: Direct, Got: Direct, Ms: 80, PingsSent: 20}
-	down := Cell{Expected: Down, Got: Down, Ms: 10_000, Reason: "both NATs are symmetric"}
+	ice := Verdict{Expect: "direct", Strategy: "ice", Reason: "both ports are known"}
+	relay := Verdict{Expect: "relay", Strategy: "ice", Reason: "both NATs are symmetric"}
+	good := Cell{Expected: Direct, Got: Direct, Ms: 80, PingsSent: 20, Strategy: "ice", Verdict: ice, After: ice}
+	down := Cell{
+		Expected: Down, Got: Down, Ms: 3000, Reason: "both NATs are symmetric", Obstacles: []Obstacle{BothSymmetric},
+		Strategy: "ice", Verdict: relay, After: relay,
+	}
 	with := func(c Cell, change func(*Cell)) Cell {
 		change(&c)
 		return c
@@ -42,10 +63,21 @@ func TestCellProblem(t *testing.T) {
 		{"down with the reason", down, ""},
 		{"direct although not expected", with(good, func(c *Cell) { c.Expected = Down }), "is direct, not down: "},
 		{"down although not expected", with(down, func(c *Cell) { c.Expected = Direct }), "is down, not direct: both NATs are symmetric"},
-		{"no verdict", with(down, func(c *Cell) { c.Got, c.Reason = Undecided, "punching" }), "is undecided, not down: punching"},
+		{"no outcome", with(down, func(c *Cell) { c.Got, c.Reason = Undecided, "punching" }), "is undecided, not down: punching"},
 		{"a lost ping", with(good, func(c *Cell) { c.PingsLost = 1 }), "lost 1 of 20 pings"},
 		{"no ping", with(good, func(c *Cell) { c.PingsSent = 0 }), "no ping was sent"},
-		{"another reason", with(down, func(c *Cell) { c.Reason = "b is offline" }), `the reason names no symmetric NAT: "b is offline"`},
+		{"another reason", with(down, func(c *Cell) { c.Reason = "b is offline" }), `the reason names none of ["symmetric"]: "b is offline"`},
+		{"one of two reasons", with(down, func(c *Cell) { c.Obstacles = []Obstacle{UDPBlocked, BothSymmetric} }), ""},
+		{"direct against the forecast", with(good, func(c *Cell) { c.Verdict = relay }), `the forecast was "relay: ice: both NATs are symmetric"`},
+		{"no forecast", with(good, func(c *Cell) { c.Verdict = Verdict{} }), `the forecast was ""`},
+		{
+			"another verdict afterwards", with(good, func(c *Cell) { c.After.Strategy = "probe" }),
+			`the verdict changed from "direct: ice: both ports are known" to "direct: probe: both ports are known"`,
+		},
+		{
+			"another strategy than judged", with(good, func(c *Cell) { c.Strategy = "probe" }),
+			`was made by "probe"; the verdict was "direct: ice: both ports are known"`,
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if got := test.cell.Problem(); got != test.want {
@@ -60,6 +92,14 @@ func TestCellLate(t *testing.T) {
 		if got := (Cell{Ms: ms}).Late(); got != want {
 			t.Errorf("%d ms: got %q, want %q", ms, got, want)
 		}
+	}
+}
+
+func TestCellNamesSites(t *testing.T) {
+	c := Cell{Reason: "beijing.r2 counts", Verdict: Verdict{Reason: "beijing.l1 is open"}}
+	c.rename("beijing.l1", "a", "beijing.r2", "b")
+	if c.Reason != "b counts" || c.Verdict.Reason != "a is open" {
+		t.Errorf("%+v", c)
 	}
 }
 

@@ -28,7 +28,7 @@ type Host struct {
 	router *Router     // nil on the internet
 	port   string      // the router's end of this host's cable; empty on the internet
 	link   *attachment // nil on a LAN
-	addr6  netip.Addr  // zero without IPv6 on the LAN
+	addr6  netip.Addr  // zero without IPv6
 
 	mu     sync.Mutex // guards the fields below
 	addr   netip.Addr
@@ -39,9 +39,13 @@ type Host struct {
 type HostOptions struct {
 	// Router puts the host on this router's LAN, on the next free address.
 	Router *Router
-	// Addr is the public address of a host without a router; the zero Addr
-	// picks one of 203.0.113.0/24.
+	// Addr is the public address of a host without a router, of either family;
+	// the zero Addr picks one of 203.0.113.0/24.
 	Addr netip.Addr
+	// Addr6 makes a host without a router dual-stack.
+	Addr6 netip.Addr
+	// IPv6Only leaves a host on a LAN that has IPv6 without IPv4.
+	IPv6Only bool
 }
 
 // Host adds a host.
@@ -50,10 +54,13 @@ func (l *Lab) Host(name string, opts HostOptions) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	if opts.Router != nil {
-		err = h.joinLAN(opts.Router, hostLAN)
-	} else {
-		err = h.joinInternet(opts.Addr)
+	switch {
+	case opts.Router == nil && opts.IPv6Only:
+		err = errors.New("IPv6 only, without a router: give it an IPv6 address (Addr)")
+	case opts.Router == nil:
+		err = h.joinInternet(opts.Addr, opts.Addr6)
+	default:
+		err = h.joinLAN(opts.Router, hostLAN, opts.IPv6Only)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("host %s: %w", name, err)
@@ -86,7 +93,8 @@ func (l *Lab) newHost(name string) (*Host, error) {
 }
 
 // joinInternet gives the host a TUN device whose other end is the internet.
-func (h *Host) joinInternet(addr netip.Addr) error {
+// addr6 is zero for none beside addr.
+func (h *Host) joinInternet(addr, addr6 netip.Addr) error {
 	if !addr.IsValid() {
 		addr = h.lab.nextPublic()
 	}
@@ -98,18 +106,29 @@ func (h *Host) joinInternet(addr netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	if h.link, err = h.lab.internet.attach(tun); err != nil {
+	if h.link, err = h.lab.internet.attach(h.name, tun); err != nil {
 		return err
 	}
 	if err := h.lab.internet.announce(hostPrefix(addr), h.link); err != nil {
 		return err
 	}
 	h.addr = addr
-	return h.ns.ip(h.lab.ctx,
+	err = h.ns.ip(h.lab.ctx,
 		"link set lo up",
 		"link set "+wanInterface+" mtu "+fmt.Sprint(mtu)+" addrgenmode none up",
 		fmt.Sprintf("addr add %s dev %s", hostPrefix(addr), wanInterface),
 		defaultRoute(addr))
+	if err != nil {
+		return err
+	}
+	if !addr6.IsValid() {
+		if addr.Is6() {
+			h.addr6 = addr
+		}
+		return nil
+	}
+	h.addr6 = addr6
+	return h.AddPublicAddr(addr6)
 }
 
 // defaultRoute leads everything of addr's family to the internet.
@@ -121,7 +140,10 @@ func defaultRoute(addr netip.Addr) string {
 }
 
 // joinLAN lays a cable from the host's interface name to r's bridge.
-func (h *Host) joinLAN(r *Router, name string) error {
+func (h *Host) joinLAN(r *Router, name string, only6 bool) error {
+	if only6 && !r.lan6.IsValid() {
+		return fmt.Errorf("IPv6 only, on the lan of router %s, which has none", r.name)
+	}
 	port, err := r.nextPort()
 	if err != nil {
 		return err
@@ -133,11 +155,13 @@ func (h *Host) joinLAN(r *Router, name string) error {
 	if err != nil {
 		return err
 	}
-	lines := []string{
-		"link set lo up",
-		"link set " + name + " up",
-		fmt.Sprintf("addr add %s dev %s", netip.PrefixFrom(port.addr, r.lan.Bits()), name),
-		fmt.Sprintf("route add default via %s", r.Gateway()),
+	lines := []string{"link set lo up", "link set " + name + " up"}
+	if only6 {
+		h.addr = port.addr6
+	} else {
+		lines = append(lines,
+			fmt.Sprintf("addr add %s dev %s", netip.PrefixFrom(port.addr, r.lan.Bits()), name),
+			fmt.Sprintf("route add default via %s", r.Gateway()))
 	}
 	if port.addr6.IsValid() {
 		lines = append(lines,
@@ -156,16 +180,25 @@ func (h *Host) Dir() string { return h.dir }
 // Namespace is the name of the host's network namespace, for `ip netns exec`.
 func (h *Host) Namespace() string { return h.ns.name }
 
-// Addr is the host's own address: public, or on its router's LAN.
+// Addr is the host's own address: public, or on its router's LAN; its IPv4 one
+// unless it has none.
 func (h *Host) Addr() netip.Addr {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.addr
 }
 
-// Addr6 is the host's IPv6 address on a LAN that has IPv6, the zero Addr
-// otherwise.
+// Addr6 is the IPv6 address the host was made with, the zero Addr without IPv6.
 func (h *Host) Addr6() netip.Addr { return h.addr6 }
+
+// Outside is who puts the host's packets on the internet: itself, its router,
+// or that one's carrier.
+func (h *Host) Outside() *Host {
+	for h.router != nil {
+		h = h.router.Host
+	}
+	return h
+}
 
 // AddAddress gives the host one more address, on lo: the address of prefix
 // alone, as a pod's inside a traffic selector. The rest of prefix is not made

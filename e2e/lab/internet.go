@@ -42,13 +42,16 @@ type Traffic struct {
 	ReceivedPackets, ReceivedBytes uint64
 }
 
-// internet is the router between all public addresses: it reads packets from
-// TUN devices and writes each to the device that owns its destination. It
-// sends no ICMP errors; what cannot be delivered vanishes.
+// internet is the way between all public addresses: it reads packets from TUN
+// devices and writes each to the device that owns its destination. It stands
+// for hops routers in a row: the one that takes the last of a packet's TTL
+// answers so (ICMP time exceeded), from an address of its own and as often as
+// it is asked. What cannot be delivered for another reason vanishes.
 type internet struct {
 	hops    uint8
 	queue   *delayQueue
 	readers sync.WaitGroup
+	tracer  atomic.Pointer[tracer] // nil when nobody looks
 
 	mu          sync.RWMutex
 	table       []destination // longest prefix first
@@ -63,6 +66,7 @@ type destination struct {
 
 // attachment is one TUN device. Its reader goroutine belongs to the internet.
 type attachment struct {
+	name string // of the host or router
 	tun  *os.File
 	link atomic.Pointer[Link]
 	down atomic.Bool
@@ -76,8 +80,8 @@ func newInternet(hops uint8) *internet {
 }
 
 // attach takes over tun, which close closes.
-func (n *internet) attach(tun *os.File) (*attachment, error) {
-	a := &attachment{tun: tun}
+func (n *internet) attach(name string, tun *os.File) (*attachment, error) {
+	a := &attachment{name: name, tun: tun}
 	a.link.Store(&Link{})
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -135,20 +139,60 @@ func (n *internet) read(a *attachment) {
 	}
 }
 
+// forward sends a packet on its way, in place.
 func (n *internet) forward(from *attachment, packet []byte) {
-	addr, alive := route(packet, n.hops)
-	if !alive || from.down.Load() {
+	h, ok := parse(packet)
+	if !ok {
 		return
 	}
-	to := n.lookup(addr)
+	to := n.lookup(h.dst)
+	t := n.tracer.Load()
+	if t == nil {
+		n.send(from, to, h, packet)
+		return
+	}
+	p := describe(h, len(packet))
+	p.From = from.name
+	if to != nil {
+		p.To = to.name
+	}
+	t.pass(p, func() Fate { return n.send(from, to, h, packet) })
+}
+
+func (n *internet) send(from, to *attachment, h header, packet []byte) Fate {
+	out := from.link.Load()
+	if from.down.Load() || out.loses() {
+		return Lost
+	}
+	if h.ttl <= n.hops {
+		n.expire(from, h, packet)
+		return Expired
+	}
 	if to == nil {
+		return NoRoute
+	}
+	in := to.link.Load()
+	if in.loses() {
+		return Lost
+	}
+	spend(packet, n.hops)
+	n.deliver(to, out.delay()+in.delay(), packet)
+	return Delivered
+}
+
+// expire answers the sender of a packet that dies on the way, over the
+// sender's link alone.
+func (n *internet) expire(from *attachment, h header, packet []byte) {
+	answer := timeExceeded(hopAddr(max(h.ttl, 1), h.src), h, packet)
+	link := from.link.Load()
+	if answer == nil || link.loses() || n.lookup(h.src) != from {
 		return
 	}
-	out, in := from.link.Load(), to.link.Load()
-	if out.loses() || in.loses() {
-		return
-	}
-	delay := out.delay() + in.delay()
+	n.deliver(from, link.delay()+link.delay(), answer)
+}
+
+// deliver hands a packet over after a while.
+func (n *internet) deliver(to *attachment, delay time.Duration, packet []byte) {
 	if delay <= 0 {
 		to.deliver(packet)
 		return

@@ -3,6 +3,7 @@ package lab
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -168,48 +169,121 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-func TestRoute(t *testing.T) {
+func TestParseAndSpend(t *testing.T) {
 	v4 := []byte{0x45, 0, 0, 20, 0, 0, 0, 0, 64, 17, 0, 0, 192, 0, 2, 1, 198, 51, 100, 7}
 	sum := checksum(v4)
 	v4[10], v4[11] = byte(sum>>8), byte(sum)
 	v6 := make([]byte, 40)
-	v6[0], v6[7], v6[24], v6[39] = 0x60, 64, 0x20, 9
+	v6[0], v6[6], v6[7], v6[8], v6[24], v6[39] = 0x60, 17, 64, 0x20, 0x20, 9
 	tests := []struct {
 		name   string
 		packet []byte
-		hops   uint8
-		want   string // empty: dropped
+		dst    string // empty: no IP packet
 	}{
-		{"v4", v4, 2, "198.51.100.7"},
-		{"v4 last hop", v4, 63, "198.51.100.7"},
-		{"v4 dies", v4, 64, ""},
-		{"v4 short", v4[:19], 2, ""},
-		{"v6", v6, 63, "2000::9"},
-		{"v6 dies", v6, 64, ""},
-		{"v6 short", v6[:39], 1, ""},
-		{"unknown version", []byte{0x10, 0}, 1, ""},
-		{"empty", nil, 1, ""},
+		{"v4", v4, "198.51.100.7"},
+		{"v4 short", v4[:19], ""},
+		{"v4 with options it has not", append([]byte{0x46}, v4[1:]...), ""},
+		{"v6", v6, "2000::9"},
+		{"v6 short", v6[:39], ""},
+		{"unknown version", []byte{0x10, 0}, ""},
+		{"empty", nil, ""},
 	}
 	for _, tt := range tests {
 		packet := append([]byte(nil), tt.packet...)
-		addr, alive := route(packet, tt.hops)
-		if alive != (tt.want != "") || alive && addr.String() != tt.want {
-			t.Errorf("%s: %v, %v; want %q", tt.name, addr, alive, tt.want)
+		h, ok := parse(packet)
+		if ok != (tt.dst != "") || ok && h.dst.String() != tt.dst {
+			t.Errorf("%s: %+v, %v; want destination %q", tt.name, h, ok, tt.dst)
 		}
-		if alive && addr.Is4() && checksum(packet) != 0 {
+		if !ok {
+			continue
+		}
+		spend(packet, 63)
+		if after, _ := parse(packet); h.ttl != 64 || after.ttl != 1 || h.protocol != protocolUDP {
+			t.Errorf("%s: ttl %d, then %d, protocol %d; want 64, 1 and UDP", tt.name, h.ttl, after.ttl, h.protocol)
+		}
+		if h.dst.Is4() && checksum(packet) != 0 {
 			t.Errorf("%s: header checksum is wrong after the TTL changed", tt.name)
 		}
 	}
 }
 
-// checksum is that of RFC 1071 over an IPv4 header; zero over a valid one.
-func checksum(header []byte) uint16 {
-	var sum uint32
-	for i := 0; i < len(header); i += 2 {
-		sum += uint32(header[i])<<8 | uint32(header[i+1])
+// Each router on the way answers from an address of its own, also to who sits
+// behind a NAT, and as often as it is asked.
+func TestHopsAnswer(t *testing.T) {
+	l := newLab(t, Options{Hops: 3})
+	server := addHost(t, l, "server", HostOptions{Addr6: netip.MustParseAddr("2001:db8::1")})
+	outside := addHost(t, l, "outside", HostOptions{Addr6: netip.MustParseAddr("2001:db8::2")})
+	r := addRouter(t, l, "router", RouterOptions{NAT: PortRestricted, LAN6: netip.MustParsePrefix("2001:db8:1::/64")})
+	inside := addHost(t, l, "inside", HostOptions{Router: r})
+	for _, tt := range []struct {
+		from *Host
+		to   netip.Addr
+		ttl  int
+		want string // empty: the destination answers
+	}{
+		{outside, server.Addr(), 1, "198.18.0.1"},
+		{outside, server.Addr(), 3, "198.18.0.3"},
+		{outside, server.Addr(), 4, ""},
+		{outside, server.Addr6(), 1, "2001:db8:ffff::1"},
+		{outside, server.Addr6(), 3, "2001:db8:ffff::3"},
+		{outside, server.Addr6(), 4, ""},
+		{inside, server.Addr(), 1, r.Gateway().String()},
+		{inside, server.Addr(), 2, "198.18.0.1"},
+		{inside, server.Addr(), 4, "198.18.0.3"},
+		{inside, server.Addr6(), 2, "2001:db8:ffff::1"},
+		{inside, server.Addr6(), 5, ""},
+	} {
+		const count = 5
+		out, err := tt.from.Run(t.Context(), "ping", "-n", "-c", fmt.Sprint(count), "-i", "0.02", "-W", "2", "-t", fmt.Sprint(tt.ttl), tt.to.String())
+		if tt.want == "" {
+			if err != nil {
+				t.Errorf("%s → %v, ttl %d: %v", tt.from.Name(), tt.to, tt.ttl, err)
+			}
+			continue
+		}
+		if got := strings.Count(out, "From "+tt.want+" "); got != count {
+			t.Errorf("%s → %v, ttl %d: %d answers from %s, want %d:\n%s", tt.from.Name(), tt.to, tt.ttl, got, tt.want, count, out)
+		}
 	}
-	for sum > 0xffff {
-		sum = sum&0xffff + sum>>16
+}
+
+func TestNoErrorAboutErrors(t *testing.T) {
+	src, dst, router := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.7"), hopAddr(1, netip.MustParseAddr("192.0.2.1"))
+	echo := append(ipHeader(src, dst, 8), 8, 0, 0, 0, 0, 0, 0, 0)
+	h, _ := parse(echo)
+	answer := timeExceeded(router, h, echo)
+	about, ok := parse(answer)
+	if !ok || about.src != router || about.dst != src || about.payload[0] != 11 {
+		t.Fatalf("an echo request is answered with %x", answer)
 	}
-	return ^uint16(sum)
+	if again := timeExceeded(router, about, answer); again != nil {
+		t.Errorf("an error is answered with %x", again)
+	}
+	h.dst = netip.MustParseAddr("224.0.0.1")
+	if answer := timeExceeded(router, h, echo); answer != nil {
+		t.Errorf("a multicast is answered with %x", answer)
+	}
+}
+
+func TestIPv6OnlyHost(t *testing.T) {
+	l := newLab(t, Options{})
+	server := addHost(t, l, "server", HostOptions{Addr6: netip.MustParseAddr("2001:db8::1")})
+	r := addRouter(t, l, "router", RouterOptions{NAT: PortRestricted, LAN6: netip.MustParsePrefix("2001:db8:1::/64"), WAN6: netip.MustParseAddr("2001:db8::2")})
+	h := addHost(t, l, "inside", HostOptions{Router: r, IPv6Only: true})
+	if !h.Addr().Is6() || h.Addr() != h.Addr6() {
+		t.Errorf("addresses %v and %v, want one of IPv6", h.Addr(), h.Addr6())
+	}
+	if result := ping(t, h, server.Addr6(), 1); result.Received != 1 {
+		t.Errorf("over IPv6: %+v", result)
+	}
+	if result := ping(t, server, r.Addr6(), 1); result.Received != 1 {
+		t.Errorf("the router's own IPv6 address: %+v", result)
+	}
+	if _, err := h.Ping(t.Context(), server.Addr(), 1, time.Second, netip.Addr{}); err == nil {
+		t.Error("there is a way over IPv4")
+	}
+	v4 := addRouter(t, l, "v4", RouterOptions{NAT: PortRestricted})
+	if _, err := l.Host("odd", HostOptions{Router: v4, IPv6Only: true}); err == nil {
+		t.Error("a host without any address was made")
+	}
 }

@@ -77,16 +77,6 @@ func NATKinds() []NATKind {
 	return kinds
 }
 
-// ParseNATKind is the inverse of String.
-func ParseNATKind(name string) (NATKind, error) {
-	for _, k := range NATKinds() {
-		if k.String() == name {
-			return k, nil
-		}
-	}
-	return 0, fmt.Errorf("nat kind %q: want one of %v", name, NATKinds())
-}
-
 func (k NATKind) String() string { return natKinds[k].name }
 
 // Behavior is what the kind does by design, in the terms of RFC 4787.
@@ -225,10 +215,11 @@ func (c natConfig) input() []string {
 	}
 }
 
-// outgoing matches what is translated on its way out, or round the hairpin.
+// outgoing matches what is translated on its way out, or round the hairpin: what
+// comes in from the internet keeps its source.
 func (c natConfig) outgoing() []string {
 	if c.hairpin {
-		return []string{`oifname "wan"`, `oifname "lan" ct status dnat`}
+		return []string{`oifname "wan"`, fmt.Sprintf(`oifname "lan" ip saddr %s ct status dnat`, c.lan)}
 	}
 	return []string{`oifname "wan"`}
 }

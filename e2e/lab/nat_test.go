@@ -223,6 +223,12 @@ func TestHairpin(t *testing.T) {
 		if !hairpin && text != "straight" {
 			t.Errorf("no hairpin: got %q from %v", text, from)
 		}
+		for ; text != "straight"; text, _ = one.receive() {
+		}
+		server.send(mappedOne, "from outside")
+		if text, from := one.receive(); text != "from outside" || from != server.addr {
+			t.Errorf("hairpin %v: got %q from %v, want it from %v", hairpin, text, from, server.addr)
+		}
 	}
 	l := newLab(t, Options{})
 	if _, err := l.Router("router", RouterOptions{NAT: Symmetric, Hairpin: true}); err == nil {
@@ -298,6 +304,9 @@ func TestCarrierNAT(t *testing.T) {
 	server.send(from, "back")
 	if text, _ := edge.receive(); text != "back" {
 		t.Errorf("got %q", text)
+	}
+	if got := home.lab.hosts["edge"].Outside(); got != carrier.Host {
+		t.Errorf("the edge's packets reach the internet by %s, want the carrier", got.Name())
 	}
 	if !carrier.LAN().Contains(home.WAN()) {
 		t.Errorf("home router's wan %v is not on the carrier's lan %v", home.WAN(), carrier.LAN())

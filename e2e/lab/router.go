@@ -35,6 +35,9 @@ type RouterOptions struct {
 	// firewall that lets in only what was asked for (none of kind None).
 	// The zero Prefix leaves the LAN without IPv6.
 	LAN6 netip.Prefix
+	// WAN6 is an IPv6 address of the router's own beside WAN; the LAN's needs
+	// none. It must be zero behind a carrier.
+	WAN6 netip.Addr
 	// Carrier puts the WAN on another router's LAN: two NATs in a row.
 	Carrier *Router
 	// UDPTimeout is how long an idle UDP mapping lives, to the second; zero
@@ -71,14 +74,17 @@ func (r *Router) configure(opts RouterOptions) error {
 		// Redirects would lead hosts past the router that hairpins for them.
 		r.ns.sysctl("net/ipv4/conf/all/send_redirects", "0"),
 		r.ns.sysctl("net/ipv4/conf/default/send_redirects", "0"),
+		// Who measures where a low TTL dies asks often.
+		r.ns.sysctl("net/ipv4/icmp_ratelimit", "0"),
+		r.ns.sysctl("net/ipv6/icmp/ratelimit", "0"),
 		r.bypassBridgeFilter())
 	if err != nil {
 		return err
 	}
 	if opts.Carrier != nil {
-		err = r.joinLAN(opts.Carrier, wanInterface)
+		err = r.joinLAN(opts.Carrier, wanInterface, false)
 	} else {
-		err = r.joinInternet(opts.WAN)
+		err = r.joinInternet(opts.WAN, opts.WAN6)
 	}
 	if err != nil {
 		return err
@@ -147,8 +153,8 @@ func checkNAT(opts RouterOptions) error {
 		return fmt.Errorf("hairpin with NAT kind %s: its mapping is not endpoint-independent", opts.NAT)
 	case opts.Hairpin && !opts.NAT.tracksMappings():
 		return fmt.Errorf("hairpin with NAT kind %s: only %s and %s can", opts.NAT, FullCone, AddressRestricted)
-	case opts.Carrier != nil && opts.WAN.IsValid():
-		return fmt.Errorf("wan address %s behind a carrier: leave it to the carrier", opts.WAN)
+	case opts.Carrier != nil && (opts.WAN.IsValid() || opts.WAN6.IsValid()):
+		return fmt.Errorf("wan address behind a carrier: leave it to the carrier")
 	}
 	return nil
 }

@@ -148,7 +148,7 @@ func connectorFlows(c *e2e.Cluster) []flow {
 	in, out := "ip saddr "+c.PublicAddr.String(), "ip daddr "+c.PublicAddr.String()
 	return []flow{
 		{"signalling", in + " meta l4proto tcp", out + " meta l4proto tcp"},
-		{"stun", in + " udp sport 3478-3479", out + " udp dport 3478-3479"},
+		{"stun", in + " udp sport 3478-3481", out + " udp dport 3478-3481"},
 		{"connector", in + " meta l4proto udp", out + " meta l4proto udp"},
 	}
 }

@@ -14,70 +14,108 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bodkin-net/bodkin/e2e"
-	"github.com/bodkin-net/bodkin/e2e/lab"
 )
 
 // matrixOptions are the matrix' command line.
 type matrixOptions struct {
-	bin, out string
-	kinds    []string
+	bin, out, markdown, document string
+	sites                        []string
+	probe                        probeOptions
 }
 
 func matrixCommand() *cobra.Command {
 	var o matrixOptions
 	cmd := &cobra.Command{
-		Use: "matrix", Short: "Try every pair of NATs, both ways, and compare with what is expected",
+		Use: "matrix", Short: "Try every pair of sites, both ways, and compare with what is expected",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return runMatrix(cmd.Context(), o, cmd.OutOrStdout())
 		},
 	}
-	var kinds []string
-	for _, k := range e2e.MatrixKinds() {
-		kinds = append(kinds, k.String())
+	var names []string
+	for _, s := range e2e.Sites() {
+		names = append(names, s.Name)
 	}
-	cmd.Flags().StringVar(&o.bin, "bin", "build/bodkin", "the bodkin binary")
-	cmd.Flags().StringVar(&o.out, "out", "build/matrix.json", "where the results go")
-	cmd.Flags().StringSliceVar(&o.kinds, "kinds", kinds, "the NATs to try with each other")
+	flags := cmd.Flags()
+	flags.StringVar(&o.bin, "bin", "build/bodkin", "the bodkin binary")
+	flags.StringVar(&o.out, "out", "build/matrix.json", "where the results go")
+	flags.StringVar(&o.markdown, "markdown", "build/matrix.md", "where the table goes, for the documentation")
+	flags.StringVar(&o.document, "document", "", "a Markdown file whose parts \"matrix\" and \"probes\" are to be replaced")
+	flags.StringSliceVar(&o.sites, "sites", names, "the sites to try with each other")
+	flags.IntVar(&o.probe.runs, "probe-runs", 30, "attempts between a symmetric and a port-restricted NAT, 0 for none")
+	flags.StringVar(&o.probe.out, "probe-out", "build/probe.json", "where their results go")
 	return cmd
 }
 
-func runMatrix(ctx context.Context, o matrixOptions, out io.Writer) (err error) {
-	var kinds []lab.NATKind
-	for _, name := range o.kinds {
-		kind, err := lab.ParseNATKind(name)
+func runMatrix(ctx context.Context, o matrixOptions, out io.Writer) error {
+	var sites []e2e.Site
+	for _, name := range o.sites {
+		site, err := e2e.FindSite(name)
 		if err != nil {
-			return fmt.Errorf("--kinds: %w", err)
+			return fmt.Errorf("--sites: %w", err)
 		}
-		kinds = append(kinds, kind)
+		sites = append(sites, site)
 	}
-	cluster, err := e2e.NewCluster(ctx, e2e.ClusterOptions{Bin: o.bin})
-	if cluster != nil {
-		defer func() { err = errors.Join(err, cluster.Close()) }()
-	}
+	cells, err := tryAll(ctx, o.bin, sites)
 	if err != nil {
 		return err
-	}
-	grid, err := e2e.NewGrid(ctx, cluster, kinds)
-	if err != nil {
-		return err
-	}
-	var cells []e2e.Cell
-	for _, a := range kinds {
-		for _, b := range kinds {
-			cell, err := grid.RunCell(ctx, a, b)
-			if err != nil {
-				return err
-			}
-			slog.Info("cell", "a", cell.A, "b", cell.B, "got", cell.Got, "ms", cell.Ms, "problem", problem(cell))
-			cells = append(cells, cell)
-		}
 	}
 	if err := writeJSON(o.out, cells); err != nil {
 		return err
 	}
+	if err := writeText(o.markdown, markdown(cells)); err != nil {
+		return err
+	}
 	printMatrix(out, cells)
-	return judge(cells)
+	parts, problems := map[string]string{"matrix": markdown(cells)}, judge(cells)
+	if o.probe.runs > 0 {
+		probing, err := measureProbing(ctx, o.bin, o.probe.runs)
+		if err != nil {
+			return errors.Join(problems, err)
+		}
+		fmt.Fprintln(out, probing)
+		if err := writeJSON(o.probe.out, probing); err != nil {
+			return err
+		}
+		parts["probes"], problems = probing.markdown(), errors.Join(problems, probing.problem())
+	}
+	if o.document != "" {
+		problems = errors.Join(problems, fillIn(o.document, parts))
+	}
+	return problems
+}
+
+// tryAll runs each pair of sites in one lab.
+func tryAll(ctx context.Context, bin string, sites []e2e.Site) (cells []e2e.Cell, err error) {
+	cluster, grid, err := newGrid(ctx, bin, sites)
+	if cluster != nil {
+		defer func() { err = errors.Join(err, cluster.Close()) }()
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range sites {
+		for _, b := range sites {
+			cell, err := grid.RunCell(ctx, a, b)
+			if err != nil {
+				return nil, err
+			}
+			slog.Info("cell", "a", cell.A, "b", cell.B, "got", cell.Got, "strategy", cell.Strategy, "ms", cell.Ms, "problem", problem(cell))
+			cells = append(cells, cell)
+		}
+	}
+	return cells, nil
+}
+
+// newGrid is a lab with the sites. The cluster must be closed, on error too if
+// it is not nil.
+func newGrid(ctx context.Context, bin string, sites []e2e.Site) (*e2e.Cluster, *e2e.Grid, error) {
+	cluster, err := e2e.NewCluster(ctx, e2e.ClusterOptions{Bin: bin, IPv6: e2e.NeedIPv6(sites)})
+	if err != nil {
+		return cluster, nil, err
+	}
+	grid, err := e2e.NewGrid(ctx, cluster, sites)
+	return cluster, grid, err
 }
 
 // problem is what is wrong with a cell, its time included.
@@ -97,43 +135,130 @@ func judge(cells []e2e.Cell) error {
 	return nil
 }
 
+// columns are the sites on the right.
+func columns(cells []e2e.Cell) []string {
+	var names []string
+	for _, c := range cells {
+		if !slices.Contains(names, c.B) {
+			names = append(names, c.B)
+		}
+	}
+	return names
+}
+
 // printMatrix prints the grid, a line for each left site, and below it why
 // pairs are down.
 func printMatrix(out io.Writer, cells []e2e.Cell) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	var columns []string
-	for _, c := range cells {
-		if !slices.Contains(columns, c.B) {
-			columns = append(columns, c.B)
-		}
-	}
-	fmt.Fprintf(w, "a \\ b\t%s", strings.Join(columns, "\t"))
+	fmt.Fprintf(w, "a \\ b\t%s", strings.Join(columns(cells), "\t"))
 	row := ""
-	var down []string
 	for _, c := range cells {
 		if c.A != row {
 			row = c.A
 			fmt.Fprintf(w, "\n%s", row)
 		}
-		fmt.Fprintf(w, "\t%s", cellText(c))
-		if c.Got != e2e.Direct {
-			down = append(down, fmt.Sprintf("%s × %s is %s: %s", c.A, c.B, c.Got, c.Reason))
+		text := cellText(c)
+		if problem(c) != "" {
+			text += " (!)"
 		}
+		fmt.Fprintf(w, "\t%s", text)
 	}
 	fmt.Fprintln(w)
 	w.Flush()
-	for _, d := range down {
-		fmt.Fprintln(out, d)
+	fmt.Fprintln(out, tally(cells))
+	for _, line := range causes(cells) {
+		fmt.Fprintln(out, line)
 	}
 }
 
-func cellText(c e2e.Cell) string {
-	text := fmt.Sprintf("%s %d ms", c.Got, c.Ms)
-	if c.Got == e2e.Direct {
-		text += fmt.Sprintf(" %d/%d", c.PingsSent-c.PingsLost, c.PingsSent)
+// causes are why pairs are down, a line for each reason with all that have it.
+// Of a pair that is meant to be down the forecast says it shortest.
+func causes(cells []e2e.Cell) []string {
+	var reasons []string
+	pairs := map[string][]string{}
+	for _, c := range cells {
+		if c.Got == e2e.Direct {
+			continue
+		}
+		reason := c.Reason
+		if problem(c) == "" {
+			reason = c.Verdict.Reason
+		}
+		if pairs[reason] == nil {
+			reasons = append(reasons, reason)
+		}
+		pairs[reason] = append(pairs[reason], c.A+" × "+c.B)
 	}
-	if problem(c) != "" {
-		text += " (!)"
+	var lines []string
+	for _, reason := range reasons {
+		lines = append(lines, fmt.Sprintf("%s (a × b: %s)", reason, strings.Join(pairs[reason], ", ")))
+	}
+	return lines
+}
+
+// cellText is how a pair got through and how long that took, or that it did
+// not.
+func cellText(c e2e.Cell) string {
+	if c.Got != e2e.Direct {
+		return string(c.Got)
+	}
+	return fmt.Sprintf("%s %d ms", c.Strategy, c.Ms)
+}
+
+func tally(cells []e2e.Cell) string {
+	direct, lost, sent := 0, 0, 0
+	for _, c := range cells {
+		if c.Got == e2e.Direct {
+			direct++
+		}
+		sent += c.PingsSent
+		lost += c.PingsLost
+	}
+	return fmt.Sprintf("%d of %d pairs are direct; %d of %d pings through their tunnels were lost.", direct, len(cells), lost, sent)
+}
+
+// footnotes explain why pairs are down, in the order they are numbered.
+var footnotes = []struct {
+	obstacle e2e.Obstacle
+	mark     string
+	text     string
+}{
+	{e2e.BothSymmetric, "¹", "Both NATs are symmetric and at least one gives out random ports: with neither port known, a search takes some 64,512 mappings in a router at once."},
+	{e2e.UDPBlocked, "²", "One side's network lets no UDP out."},
+	{e2e.NoCommonFamily, "³", "One side has IPv6 only, the other IPv4 only."},
+}
+
+// markdown is the grid for the documentation. A cell that is not as expected
+// says so.
+func markdown(cells []e2e.Cell) string {
+	var b strings.Builder
+	names := columns(cells)
+	fmt.Fprintf(&b, "| a \\ b | %s |\n|---|%s\n", strings.Join(names, " | "), strings.Repeat("---|", len(names)))
+	for row := range slices.Chunk(cells, len(names)) {
+		fmt.Fprintf(&b, "| **%s** |", row[0].A)
+		for _, c := range row {
+			fmt.Fprintf(&b, " %s%s |", cellText(c), marks(c))
+		}
+		b.WriteString("\n")
+	}
+	fmt.Fprintf(&b, "\n%s\n", tally(cells))
+	for _, f := range footnotes {
+		if slices.ContainsFunc(cells, func(c e2e.Cell) bool { return slices.Contains(c.Obstacles, f.obstacle) }) {
+			fmt.Fprintf(&b, "\n%s %s\n", f.mark, f.text)
+		}
+	}
+	return b.String()
+}
+
+func marks(c e2e.Cell) string {
+	text := ""
+	for _, f := range footnotes {
+		if slices.Contains(c.Obstacles, f.obstacle) {
+			text += f.mark
+		}
+	}
+	if p := problem(c); p != "" {
+		text += " **(" + p + ")**"
 	}
 	return text
 }

@@ -60,10 +60,15 @@ func writeJSON(path string, v any) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
+	return writeText(path, string(text)+"\n")
+}
+
+// writeText writes a file, making its folder.
+func writeText(path, text string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(path, append(text, '\n'), 0o644)
+	return os.WriteFile(path, []byte(text), 0o644)
 }
 
 // median is the middle value, or the mean of the two middle ones, to a tenth.

@@ -1,16 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"os"
 	"path/filepath"
 	"reflect"
-	"strings"
 	"testing"
 	"time"
-
-	"github.com/bodkin-net/bodkin/e2e"
 )
 
 func TestMedianAndP95(t *testing.T) {
@@ -93,33 +89,5 @@ func TestWriteJSON(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, want %v", got, want)
-	}
-}
-
-func TestPrintMatrix(t *testing.T) {
-	cells := []e2e.Cell{
-		{A: "cone", B: "cone", Expected: e2e.Direct, Got: e2e.Direct, Ms: 80, PingsSent: 20},
-		{A: "cone", B: "odd", Expected: e2e.Direct, Got: e2e.Direct, Ms: 90, PingsSent: 20, PingsLost: 2},
-		{A: "odd", B: "cone", Expected: e2e.Direct, Got: e2e.Direct, Ms: 85, PingsSent: 20},
-		{A: "odd", B: "odd", Expected: e2e.Down, Got: e2e.Down, Ms: 10000, Reason: "both NATs are symmetric"},
-	}
-	var out bytes.Buffer
-	printMatrix(&out, cells)
-	want := strings.Join([]string{
-		`a \ b  cone                odd`,
-		`cone   direct 80 ms 20/20  direct 90 ms 18/20 (!)`,
-		`odd    direct 85 ms 20/20  down 10000 ms`,
-		`odd × odd is down: both NATs are symmetric`,
-		``,
-	}, "\n")
-	if out.String() != want {
-		t.Errorf("got:\n%swant:\n%s", &out, want)
-	}
-	err := judge(cells)
-	if want := "1 of 4 cells are not as expected: cone × odd lost 2 of 20 pings"; err == nil || err.Error() != want {
-		t.Errorf("got error %v, want %s", err, want)
-	}
-	if err := judge(cells[2:]); err != nil {
-		t.Errorf("cells as expected: got error %v", err)
 	}
 }
