@@ -24,14 +24,12 @@ type openNet struct {
 	peer           netip.AddrPort
 	refuse         error // of Set
 
-	in      chan datagram
-	pumps   sync.WaitGroup
-	mu      sync.Mutex
-	calls   []string
-	opened  []*openSocket
-	untrack []uint16
-	port    uint16         // set
-	hit     net.PacketConn // on port, after the release
+	in     chan datagram
+	pumps  sync.WaitGroup
+	mu     sync.Mutex
+	opened []*openSocket
+	set    []uint16       // what Set was called with
+	hit    net.PacketConn // on the port that was set
 }
 
 func newOpenNet(t testing.TB, host *vnet.Net, addr string) *openNet {
@@ -111,36 +109,20 @@ func (n *openNet) listen() (net.PacketConn, error) {
 	return s, nil
 }
 
-func (n *openNet) Untrack(ports []uint16) (func() error, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.calls = append(n.calls, "untrack")
-	n.untrack = slices.Clone(ports)
-	return n.release, nil
-}
-
+// Set finds the sockets closed, so that the port is free.
 func (n *openNet) Set(port uint16) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.calls = append(n.calls, "set")
-	n.port = port
-	return n.refuse
-}
-
-// release is the last of the calls: the sockets must be closed by now.
-func (n *openNet) release() error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.calls = append(n.calls, "release")
+	n.set = append(n.set, port)
 	for _, s := range n.opened {
 		if !s.closed {
-			n.t.Errorf("socket %s is open when its port is released", s.LocalAddr())
+			n.t.Errorf("socket %s is open when port %d takes its place", s.LocalAddr(), port)
 		}
 	}
-	if n.port == 0 || n.refuse != nil {
-		return nil
+	if n.refuse != nil {
+		return n.refuse
 	}
-	c, err := n.host.ListenPacket("udp4", netip.AddrPortFrom(netip.MustParseAddr("192.168.1.10"), n.port).String())
+	c, err := n.host.ListenPacket("udp4", netip.AddrPortFrom(netip.MustParseAddr("192.168.1.10"), port).String())
 	if err != nil {
 		return err
 	}
@@ -149,10 +131,14 @@ func (n *openNet) release() error {
 	return nil
 }
 
-func (n *openNet) called() []string {
+func (n *openNet) ports() []uint16 {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return slices.Clone(n.calls)
+	var out []uint16
+	for _, s := range n.opened {
+		out = append(out, localPort(s))
+	}
+	return out
 }
 
 // searchPair is a symmetric side a, and a side b whose mapping is known.
@@ -185,8 +171,8 @@ func TestSearchConnects(t *testing.T) {
 	defer parts.Wait()
 	parts.Go(func() {
 		port, err := sa.Scatter(ctx, ScatterConfig{Peer: b.mapped, Ports: 512, Listen: open.listen, Rewrite: open})
-		if err != nil || !slices.Contains(open.untrack, port) {
-			t.Errorf("port %d, %v; want one of those opened", port, err)
+		if err != nil || !slices.Contains(open.ports(), port) || !slices.Equal(open.set, []uint16{port}) {
+			t.Errorf("port %d, %v, set %v; want one of those opened", port, err, open.set)
 		}
 	})
 	parts.Go(func() {
@@ -202,9 +188,6 @@ func TestSearchConnects(t *testing.T) {
 		t.Errorf("path %+v, want one to %s", pa, b.mapped)
 	}
 	parts.Wait()
-	if got, want := open.called(), []string{"untrack", "set", "release"}; !slices.Equal(got, want) {
-		t.Errorf("calls %v, want %v", got, want)
-	}
 	if st := sb.Checked(); st.Probes == 0 || st.Sent() < st.Probes {
 		t.Errorf("%d probes, %d packets", st.Probes, st.Sent())
 	}
@@ -288,8 +271,8 @@ func TestScatterWantsThePeersAddress(t *testing.T) {
 	if err := <-done; !errors.Is(err, ErrNoHit) {
 		t.Errorf("got %v, want %v", err, ErrNoHit)
 	}
-	if got, want := open.called(), []string{"untrack", "release"}; !slices.Equal(got, want) {
-		t.Errorf("calls %v, want %v", got, want)
+	if len(open.set) > 0 {
+		t.Errorf("port %d set", open.set)
 	}
 }
 
@@ -302,11 +285,9 @@ func TestScatterFails(t *testing.T) {
 		cfg  ScatterConfig
 		want error
 	}{
-		"not the peer's":    {ScatterConfig{Peer: netip.MustParseAddrPort("203.0.113.99:4500"), Ports: 1, Listen: open.listen, Rewrite: open}, ErrRefused},
-		"host candidate":    {ScatterConfig{Peer: host, Ports: 1, Listen: open.listen, Rewrite: open}, ErrRefused},
-		"no socket":         {ScatterConfig{Peer: b.mapped, Ports: 8, Rewrite: open, Listen: func() (net.PacketConn, error) { return nil, refused }}, refused},
-		"no untracking":     {ScatterConfig{Peer: b.mapped, Ports: 8, Listen: open.listen, Rewrite: refusingRewriter{refused}}, ErrRewrite},
-		"why no untracking": {ScatterConfig{Peer: b.mapped, Ports: 8, Listen: open.listen, Rewrite: refusingRewriter{refused}}, refused},
+		"not the peer's": {ScatterConfig{Peer: netip.MustParseAddrPort("203.0.113.99:4500"), Ports: 1, Listen: open.listen, Rewrite: open}, ErrRefused},
+		"host candidate": {ScatterConfig{Peer: host, Ports: 1, Listen: open.listen, Rewrite: open}, ErrRefused},
+		"no socket":      {ScatterConfig{Peer: b.mapped, Ports: 8, Rewrite: open, Listen: func() (net.PacketConn, error) { return nil, refused }}, refused},
 	} {
 		if _, err := sa.Scatter(t.Context(), tc.cfg); !errors.Is(err, tc.want) {
 			t.Errorf("%s: %v, want %v", name, err, tc.want)
@@ -319,7 +300,21 @@ func TestScatterFails(t *testing.T) {
 	}
 }
 
-type refusingRewriter struct{ err error }
-
-func (r refusingRewriter) Untrack([]uint16) (func() error, error) { return nil, r.err }
-func (r refusingRewriter) Set(uint16) error                       { return r.err }
+// A port that nftables will not rewrite is of no use, and is told as such.
+func TestScatterWithoutRewrite(t *testing.T) {
+	opened, a, open, b := searchPair(t, fullCone)
+	sa, sb := sessions(t, a, b)
+	open.refuse = errors.New("operation not permitted")
+	done := make(chan error, 1)
+	go func() {
+		_, err := sa.Scatter(t.Context(), ScatterConfig{Peer: b.mapped, Ports: 1, Listen: open.listen, Rewrite: open})
+		done <- err
+	}()
+	eventually(t, "the port is open", func() bool { return opened.Load() == 1 })
+	check, err := sb.newCheck()
+	must(t, err)
+	must(t, b.port.send(b.base, netip.AddrPortFrom(a.mapped.Addr(), a.mapped.Port()+1), check.Raw))
+	if err := <-done; !errors.Is(err, ErrRewrite) || !errors.Is(err, open.refuse) {
+		t.Errorf("got %v, want %v with its reason", err, ErrRewrite)
+	}
+}

@@ -143,7 +143,7 @@ func neighbours(a, b Site) (Verdict, bool) {
 		return direct(ICE, "both are behind one NAT (%s): they reach each other at their own addresses", a.Public)
 	case a.NAT.Hairpin == Yes && b.NAT.Hairpin == Yes:
 		return direct(ICE, "both are behind one carrier NAT (%s), which hairpins", a.Public)
-	case a.Mapped && b.Mapped:
+	case a.Mapped || b.Mapped: // within the carrier's network
 		return Verdict{}, false
 	case a.NAT.Hairpin == "" || b.NAT.Hairpin == "":
 		return Verdict{}, false

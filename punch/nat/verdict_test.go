@@ -151,6 +151,7 @@ func TestJudgeNeighbours(t *testing.T) {
 		{"one home behind a carrier", at("192.168.1.2", 3, nil), at("192.168.1.3", 3, nil), "direct: ice", "behind one NAT"},
 		{"two homes, the carrier hairpins", at("192.168.1.2", 3, hairpins(Yes)), at("192.168.2.3", 3, hairpins(Yes)), "direct: ice", "which hairpins"},
 		{"two homes, it does not", at("192.168.1.2", 3, hairpins(No)), at("192.168.2.3", 3, hairpins(No)), "relay", "it does not hairpin"},
+		{"two homes, one with a mapped port", at("192.168.1.2", 3, func(s *Site) { hairpins(No)(s); s.Mapped = true }), at("192.168.2.3", 3, hairpins(No)), "direct: ice", "both ports are known"},
 		{"two homes with the same first address", at("192.168.1.2", 3, hairpins(No)), at("192.168.1.2", 3, hairpins(No)), "relay", "it does not hairpin"},
 		{"two homes, never asked", at("192.168.1.2", 3, hairpins("")), at("192.168.2.3", 3, hairpins("")), "direct: openers", "both ports are known"},
 	} {

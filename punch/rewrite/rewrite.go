@@ -8,15 +8,13 @@
 //
 //	table ip bodkin {
 //	  chain outgoing { type nat hook postrouting priority 99;
-//	    udp LOCAL:4500 -> PEER          snat to :PORT }
+//	    udp LOCAL:4500 -> PEER        snat to :PORT }
 //	  chain incoming { type nat hook prerouting priority -101;
-//	    udp PEER -> LOCAL:PORT          dnat to :4500 }
+//	    udp PEER -> LOCAL:PORT        dnat to :4500 }
 //	  chain untracked_out { type filter hook output priority -300;
-//	    udp LOCAL:PORT -> PEER          notrack
-//	    udp LOCAL:{OPENERS} -> PEER     notrack }    while probing
+//	    udp LOCAL:PORT -> PEER        notrack }
 //	  chain untracked_in { type filter hook prerouting priority -300;
-//	    udp PEER -> LOCAL:4500          notrack
-//	    udp PEER -> LOCAL:{OPENERS}     notrack }    while probing
+//	    udp PEER -> LOCAL:4500        notrack }
 //	}
 //
 // Each rule carries its owner as its comment. The rules outlive the process,
@@ -31,7 +29,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 
 	"github.com/google/nftables"
@@ -74,20 +71,13 @@ type Rule struct {
 }
 
 func (r Rule) validate() error {
-	if err := validateOwner(r.Owner); err != nil {
-		return err
+	if r.Owner == "" || len(r.Owner) > maxOwner {
+		return fmt.Errorf("%w owner %q: want 1 to %d bytes", ErrInvalid, r.Owner, maxOwner)
 	}
 	if r.Port == 0 || r.Port == r.Flow.Local.Port() {
 		return fmt.Errorf("%w port %d: want a port other than the shared one", ErrInvalid, r.Port)
 	}
 	return r.Flow.validate()
-}
-
-func validateOwner(owner string) error {
-	if owner == "" || len(owner) > maxOwner {
-		return fmt.Errorf("%w owner %q: want 1 to %d bytes", ErrInvalid, owner, maxOwner)
-	}
-	return nil
 }
 
 // Table is the project's nftables table in the network namespace in which it
@@ -135,10 +125,7 @@ func (t *Table) try() error {
 	}
 	trial := newLayout(tableName + "_trial")
 	trial.create(t.nft)
-	trial.rewrite(t.nft, Rule{Owner: "trial", Flow: f, Port: 1})
-	if err := trial.untrack(t.nft, "trial", f, []uint16{1}); err != nil {
-		return err
-	}
+	trial.add(t.nft, Rule{Owner: "trial", Flow: f, Port: 1})
 	t.nft.DelTable(trial.table)
 	if err := t.nft.Flush(); err != nil {
 		return fmt.Errorf("nftables with NAT (CAP_NET_ADMIN, kernel modules nf_tables, nft_nat, nft_ct): %w", err)
@@ -164,36 +151,6 @@ func (t *Table) Close() error {
 	return nil
 }
 
-// Untrack keeps packets between the given ports of f.Local's address and
-// f.Peer out of conntrack, and thereby out of this host's NAT rules: what is
-// sent from a port leaves from that port. A firewall of this host that admits
-// only established flows drops the answers.
-//
-// An owner has one set of untracked ports: a second Untrack replaces it, and
-// Set, Remove and release end it, in whichever order they are called.
-func (t *Table) Untrack(owner string, f Flow, ports []uint16) (release func() error, err error) {
-	ports = slices.Compact(slices.Sorted(slices.Values(ports)))
-	if err := errors.Join(validateOwner(owner), f.validate()); err != nil {
-		return nil, fmt.Errorf("rewrite: untrack: %w", err)
-	}
-	if len(ports) == 0 || ports[0] == 0 || slices.Contains(ports, f.Local.Port()) {
-		return nil, fmt.Errorf("rewrite: untrack: %w ports: want one or more, without 0 and the shared port", ErrInvalid)
-	}
-	mine := func(r installed) bool { return r.owner == owner && r.untracks }
-	err = t.change(mine, func() error {
-		return t.layout.untrack(t.nft, owner, f, ports)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("rewrite: untrack ports towards %s for %s: %w", f.Peer, owner, err)
-	}
-	return func() error {
-		if err := t.change(mine, nil); err != nil {
-			return fmt.Errorf("rewrite: end untracking for %s: %w", owner, err)
-		}
-		return nil
-	}, nil
-}
-
 // Set makes f's packets leave from port, and replaces in one step what its
 // owner, or anybody for the same flow, had in force. When it returns, every
 // further packet is rewritten, whatever flows conntrack knew before.
@@ -203,11 +160,7 @@ func (t *Table) Set(owner string, f Flow, port uint16) error {
 		return fmt.Errorf("rewrite: set: %w", err)
 	}
 	replaced := func(r installed) bool { return r.owner == owner || r.rewrites && r.Flow == f }
-	err := t.change(replaced, func() error {
-		t.layout.rewrite(t.nft, rule)
-		return nil
-	}, rule)
-	if err != nil {
+	if err := t.change(replaced, rule); err != nil {
 		return fmt.Errorf("rewrite: set port %d towards %s for %s: %w", port, f.Peer, owner, err)
 	}
 	return nil
@@ -215,17 +168,15 @@ func (t *Table) Set(owner string, f Flow, port uint16) error {
 
 // Remove removes all of the owner's rules. To have none is no error.
 func (t *Table) Remove(owner string) error {
-	if err := t.change(func(r installed) bool { return r.owner == owner }, nil); err != nil {
+	if err := t.change(func(r installed) bool { return r.owner == owner }); err != nil {
 		return fmt.Errorf("rewrite: remove rules of %s: %w", owner, err)
 	}
 	return nil
 }
 
-// Sweep removes the rewrites whose owner is not to be kept, and everything that
-// Untrack did. It is for the start, before any Untrack.
+// Sweep removes the rules whose owner is not to be kept.
 func (t *Table) Sweep(keep func(owner string) bool) error {
-	err := t.change(func(r installed) bool { return r.untracks || r.owner == "" || !keep(r.owner) }, nil)
-	if err != nil {
+	if err := t.change(func(r installed) bool { return !keep(r.owner) }); err != nil {
 		return fmt.Errorf("rewrite: sweep: %w", err)
 	}
 	return nil
@@ -266,7 +217,7 @@ func (t *Table) list() ([]installed, error) {
 	return all, nil
 }
 
-// change deletes the rules that are doomed and adds what add queues, in one
+// change deletes the rules that are doomed and adds those of a rewrite, in one
 // transaction. Then it makes conntrack forget the flows of the rewrites that
 // were added or deleted.
 //
@@ -274,7 +225,7 @@ func (t *Table) list() ([]installed, error) {
 // the rules in force conntrack can only make entries that agree with them, and
 // after the grace period no packet is under way that has passed the old ones.
 // An entry that does not agree is from before, and is deleted now.
-func (t *Table) change(doomed func(installed) bool, add func() error, added ...Rule) error {
+func (t *Table) change(doomed func(installed) bool, added ...Rule) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	all, err := t.list()
@@ -291,39 +242,31 @@ func (t *Table) change(doomed func(installed) bool, add func() error, added ...R
 			}
 		}
 	}
-	switch {
-	case add != nil:
-		t.layout.create(t.nft)
-		if err := add(); err != nil {
-			return err
-		}
-		err = t.delete(deleted)
-	case len(deleted) == 0:
+	if len(added) == 0 && len(deleted) == 0 {
 		return nil
-	case len(deleted) == len(all):
-		t.nft.DelTable(t.layout.table)
-	default:
-		err = t.delete(deleted)
 	}
-	if err != nil {
-		return err
-	}
-	if err := t.nft.Flush(); err != nil {
+	if err := t.commit(deleted, len(deleted) == len(all), added); err != nil {
 		return err
 	}
 	t.log.Debug("nftables rules changed", "deleted", len(deleted), "rewrites", changed)
-	if len(changed) == 0 {
-		return nil
-	}
 	awaitGracePeriod()
 	return t.ct.forget(changed)
 }
 
-func (t *Table) delete(rules []installed) error {
-	for _, r := range rules {
+// commit is change's transaction. all says that nothing else is in the table.
+func (t *Table) commit(deleted []installed, all bool, added []Rule) error {
+	if all && len(added) == 0 {
+		t.nft.DelTable(t.layout.table)
+		return t.nft.Flush()
+	}
+	t.layout.create(t.nft)
+	for _, r := range deleted {
 		if err := t.nft.DelRule(&nftables.Rule{Table: t.layout.table, Chain: r.chain, Handle: r.handle}); err != nil {
 			return fmt.Errorf("delete a rule of chain %s: %w", r.chain.Name, err)
 		}
 	}
-	return nil
+	for _, r := range added {
+		t.layout.add(t.nft, r)
+	}
+	return t.nft.Flush()
 }

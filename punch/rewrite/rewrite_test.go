@@ -139,7 +139,8 @@ func (p pair) wantRewritten(t *testing.T, port uint16) {
 	}
 }
 
-// openAndProbe is what probing does at the port that is hit.
+// openAndProbe is what probing does at the port that is hit. Conntrack has to
+// know it, for a firewall that admits what belongs to known flows.
 func (p pair) openAndProbe(t *testing.T) {
 	t.Helper()
 	at := netip.AddrPortFrom(hostAddr, hit)
@@ -168,17 +169,8 @@ func TestSet(t *testing.T) {
 			send(t, p.away, shared, "before")
 			receive(t, p.daemon, "before")
 		},
-		"tracked opener": func(t *testing.T, p pair, _ *Table) {
+		"opener and probe": func(t *testing.T, p pair, _ *Table) {
 			p.openAndProbe(t)
-		},
-		"untracked opener": func(t *testing.T, p pair, table *Table) {
-			if _, err := table.Untrack("b", toPeer, []uint16{hit - 1, hit, hit + 1}); err != nil {
-				t.Fatalf("Untrack: %v", err)
-			}
-			p.openAndProbe(t)
-			if entries := p.host.run(t, "conntrack", "-L"); strings.Contains(entries, "40007") {
-				t.Errorf("the opener is in conntrack: %s", entries)
-			}
 		},
 		"probe without an opener": func(t *testing.T, p pair, _ *Table) {
 			opener := udp{listen(t, p.host, at)}
@@ -368,46 +360,19 @@ func wantNoTable(t *testing.T, ns *netns) {
 	}
 }
 
-func TestUntrackRelease(t *testing.T) {
-	t.Parallel()
-	p := newPair(t)
-	table := open(t, p.host)
-	release, err := table.Untrack("b", toPeer, []uint16{hit, hit + 1, hit})
-	if err != nil {
-		t.Fatalf("Untrack: %v", err)
-	}
-	if _, err := table.Untrack("b", toPeer, []uint16{hit + 2}); err != nil {
-		t.Fatalf("Untrack again: %v", err)
-	}
-	if out := p.host.run(t, "nft", "list", "ruleset"); strings.Contains(out, "40007") || strings.Count(out, "{ 40009 } notrack") != 2 {
-		t.Errorf("want the second Untrack's rules only:\n%s", out)
-	}
-	if err := table.Set("b", toPeer, hit); err != nil {
-		t.Fatalf("Set: %v", err)
-	}
-	for range 2 {
-		if err := release(); err != nil {
-			t.Fatalf("release: %v", err)
-		}
-	}
-	p.wantRewritten(t, hit)
-	if out := p.host.run(t, "nft", "list", "ruleset"); strings.Contains(out, "40009") {
-		t.Errorf("rules are left after release:\n%s", out)
-	}
-}
-
 // An operator's tools may flush what others have set.
 func TestFlushedRuleset(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
 	table := open(t, p.host)
 	wantRules(t, table)
-	release, err := table.Untrack("b", toPeer, []uint16{hit})
-	if err != nil {
-		t.Fatalf("Untrack: %v", err)
+	for range 2 {
+		if err := table.Set("b", toPeer, hit); err != nil {
+			t.Fatalf("Set: %v", err)
+		}
+		p.host.nft(t, "flush ruleset")
 	}
-	p.host.nft(t, "flush ruleset")
-	if err := errors.Join(release(), table.Remove("b"), table.Set("b", toPeer, hit)); err != nil {
+	if err := errors.Join(table.Remove("b"), table.Set("b", toPeer, hit)); err != nil {
 		t.Fatal(err)
 	}
 	p.wantRewritten(t, hit)
@@ -434,12 +399,6 @@ func TestRefuses(t *testing.T) {
 		if err := table.Set(tt.owner, tt.flow, tt.port); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%s: Set = %v, want ErrInvalid", name, err)
 		}
-		if _, err := table.Untrack(tt.owner, tt.flow, []uint16{hit + 1, tt.port}); !errors.Is(err, ErrInvalid) {
-			t.Errorf("%s: Untrack = %v, want ErrInvalid", name, err)
-		}
-	}
-	if _, err := table.Untrack("b", toPeer, nil); !errors.Is(err, ErrInvalid) {
-		t.Errorf("Untrack of no ports: %v, want ErrInvalid", err)
 	}
 }
 

@@ -3,7 +3,6 @@ package rewrite
 import (
 	"encoding/binary"
 	"net/netip"
-	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -46,60 +45,31 @@ func (l layout) create(c *nftables.Conn) {
 	}
 }
 
-// rewrite queues the rules of one rewrite. Together they let conntrack make one
+// add queues the rules of one rewrite. Together they let conntrack make one
 // kind of entry only, whichever packet comes first: with the outgoing rule
 // alone, one of the peer's makes an entry that occupies the port. What would
 // make another is kept out of conntrack: a socket that still sends from the
 // port itself, and the peer's packets to the shared port, which come through
 // the mapping that had been there before.
-func (l layout) rewrite(c *nftables.Conn, r Rule) {
+func (l layout) add(c *nftables.Conn, r Rule) {
 	hit := netip.AddrPortFrom(r.Flow.Local.Addr(), r.Port)
 	notrack := []expr.Any{&expr.Notrack{}}
-	l.add(c, l.outgoing, r.Owner, match(r.Flow.Local, r.Flow.Peer), translate(expr.NATTypeSourceNAT, r.Port))
-	l.add(c, l.incoming, r.Owner, match(r.Flow.Peer, hit), translate(expr.NATTypeDestNAT, r.Flow.Local.Port()))
-	l.add(c, l.untrackedOut, r.Owner, match(hit, r.Flow.Peer), notrack)
-	l.add(c, l.untrackedIn, r.Owner, match(r.Flow.Peer, r.Flow.Local), notrack)
-}
-
-// untrack queues the rules that keep the ports of f.Local's address out of
-// conntrack towards f.Peer.
-func (l layout) untrack(c *nftables.Conn, owner string, f Flow, ports []uint16) error {
-	anyPort := netip.AddrPortFrom(f.Local.Addr(), 0)
-	elements := make([]nftables.SetElement, len(ports))
-	for i, p := range ports {
-		elements[i].Key = bigEndian(p)
-	}
-	for i, direction := range []struct {
-		chain *nftables.Chain
-		match []expr.Any
-		port  field
+	for _, rule := range []struct {
+		chain         *nftables.Chain
+		match, action []expr.Any
 	}{
-		{l.untrackedOut, match(anyPort, f.Peer), sourcePort},
-		{l.untrackedIn, match(f.Peer, anyPort), destinationPort},
+		{l.outgoing, match(r.Flow.Local, r.Flow.Peer), translate(expr.NATTypeSourceNAT, r.Port)},
+		{l.incoming, match(r.Flow.Peer, hit), translate(expr.NATTypeDestNAT, r.Flow.Local.Port())},
+		{l.untrackedOut, match(hit, r.Flow.Peer), notrack},
+		{l.untrackedIn, match(r.Flow.Peer, r.Flow.Local), notrack},
 	} {
-		// The kernel replaces %d. The ID is the set's within this transaction;
-		// given none, the library counts them in an unguarded variable.
-		set := &nftables.Set{Table: l.table, Name: "__set%d", ID: uint32(i + 1),
-			Anonymous: true, Constant: true, KeyType: nftables.TypeInetService}
-		if err := c.AddSet(set, elements); err != nil {
-			return err
-		}
-		l.add(c, direction.chain, owner, direction.match, []expr.Any{
-			direction.port.load(),
-			&expr.Lookup{SourceRegister: register, SetName: set.Name, SetID: set.ID},
-			&expr.Notrack{},
+		c.AddRule(&nftables.Rule{
+			Table:    l.table,
+			Chain:    rule.chain,
+			Exprs:    append(rule.match, rule.action...),
+			UserData: userdata.AppendString(nil, userdata.TypeComment, r.Owner),
 		})
 	}
-	return nil
-}
-
-func (l layout) add(c *nftables.Conn, chain *nftables.Chain, owner string, match, action []expr.Any) {
-	c.AddRule(&nftables.Rule{
-		Table:    l.table,
-		Chain:    chain,
-		Exprs:    append(match, action...),
-		UserData: userdata.AppendString(nil, userdata.TypeComment, owner),
-	})
 }
 
 // register is the one nftables register in use: rules load into it and compare
@@ -123,24 +93,15 @@ func (f field) load() *expr.Payload {
 	return &expr.Payload{DestRegister: register, Base: f.base, Offset: f.offset, Len: f.len}
 }
 
-// match matches UDP from src to dst; port 0 is any.
+// match matches UDP from src to dst.
 func match(src, dst netip.AddrPort) []expr.Any {
-	exprs := []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register}, equal([]byte{unix.IPPROTO_UDP})}
-	for _, m := range []struct {
-		field field
-		value []byte
-		skip  bool
-	}{
-		{sourceAddress, src.Addr().AsSlice(), false},
-		{destinationAddress, dst.Addr().AsSlice(), false},
-		{sourcePort, bigEndian(src.Port()), src.Port() == 0},
-		{destinationPort, bigEndian(dst.Port()), dst.Port() == 0},
-	} {
-		if !m.skip {
-			exprs = append(exprs, m.field.load(), equal(m.value))
-		}
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register}, equal([]byte{unix.IPPROTO_UDP}),
+		sourceAddress.load(), equal(src.Addr().AsSlice()),
+		destinationAddress.load(), equal(dst.Addr().AsSlice()),
+		sourcePort.load(), equal(bigEndian(src.Port())),
+		destinationPort.load(), equal(bigEndian(dst.Port())),
 	}
-	return exprs
 }
 
 func equal(value []byte) *expr.Cmp {
@@ -162,7 +123,6 @@ type installed struct {
 	chain    *nftables.Chain
 	handle   uint64
 	owner    string // empty for a rule that is not of this package
-	untracks bool   // one of Untrack's
 	rewrites bool   // a rewrite's outgoing rule, which tells the whole: Rule
 	Rule
 }
@@ -170,10 +130,6 @@ type installed struct {
 func (l layout) read(chain *nftables.Chain, r *nftables.Rule) installed {
 	in := installed{chain: chain, handle: r.Handle}
 	in.owner, _ = userdata.GetString(r.UserData, userdata.TypeComment)
-	in.untracks = slices.ContainsFunc(r.Exprs, func(e expr.Any) bool {
-		_, matchesSet := e.(*expr.Lookup)
-		return matchesSet
-	})
 	if chain == l.outgoing {
 		in.Rule, in.rewrites = readRewrite(r.Exprs)
 		in.Owner = in.owner
@@ -181,7 +137,7 @@ func (l layout) read(chain *nftables.Chain, r *nftables.Rule) installed {
 	return in
 }
 
-// readRewrite reads back what rewrite put into the outgoing chain.
+// readRewrite reads back what add put into the outgoing chain.
 func readRewrite(exprs []expr.Any) (Rule, bool) {
 	values := map[field][]byte{}
 	var loaded field
