@@ -103,19 +103,19 @@ func (r *run) firstPath(ctx context.Context, session *punch.Session) (wire.Path,
 	if err := r.wait(ctx, time.Until(r.started.Add(time.Duration(r.order.StartAfterMs)*time.Millisecond))); err != nil {
 		return wire.Path{}, err
 	}
-	if r.peer.Role == wire.Controlled {
-		// Once our answers tell the peer of a path, its charon may be faster
-		// than ours, and IKE that meets no connection is refused for good.
-		if err := <-prepared; err != nil {
-			return wire.Path{}, err
-		}
-	}
 	search := r.beginSearch(ctx, session)
 	defer search.end()
 	if strategyOf(r.order.Strategy) != wire.StrategyICE {
 		r.openers(session)
 		search.begin()
 		if err := r.wait(ctx, punch.Barrier); err != nil {
+			return wire.Path{}, err
+		}
+	}
+	if r.peer.Role == wire.Controlled {
+		// Once our answers tell the peer of a path, its charon may be faster
+		// than ours, and IKE that meets no connection is refused for good.
+		if err := <-prepared; err != nil {
 			return wire.Path{}, err
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -99,33 +100,60 @@ const (
 	portWidth  = 5
 )
 
+// manyAlike is how many packets of one kind are too many to draw.
+const manyAlike = 8
+
 // draw makes a sequence diagram of the packets between two sites, up to the
-// first ESP packet from each. A run of packets that differ in nothing but their
-// ports is drawn as its first, and their number.
+// first ESP packet from each. Of many that are alike the first is drawn, and
+// where the last one was their number.
 func draw(packets []lab.Packet, left, leftTitle, rightTitle string) string {
 	var b strings.Builder
 	gap := arrowWidth + 2*portWidth + 2 - len(leftTitle) - len(rightTitle)
 	fmt.Fprintf(&b, "%8s  %s%*s%s\n", "ms", leftTitle, max(gap, 1), "", rightTitle)
-	esp := map[string]bool{}
-	for i := 0; i < len(packets) && len(esp) < 2; {
-		p := packets[i]
-		run := 1
-		for i+run < len(packets) && alike(packets[i+run], p) {
-			run++
-		}
-		i += run
-		if p.What == encapsulatedESP {
-			if esp[p.From] {
-				continue
-			}
-			esp[p.From], run = true, 1
-		}
-		fmt.Fprintf(&b, "%s  %s\n", since(packets[0], p), arrow(p, p.From == left))
-		if run > 1 {
-			fmt.Fprintf(&b, "%s  %s\n", since(packets[0], packets[i-1]), centre(fmt.Sprintf("%d more like this", run-1)))
+	packets = untilESP(packets)
+	kinds := kindsOf(packets)
+	total, seen := map[kind]int{}, map[kind]int{}
+	for _, k := range kinds {
+		total[k]++
+	}
+	for i, p := range packets {
+		k := kinds[i]
+		seen[k]++
+		switch {
+		case p.What == encapsulatedESP && seen[k] > 1: // the tunnel's own traffic
+		case seen[k] == 1 || total[k] < manyAlike:
+			fmt.Fprintf(&b, "%s  %s\n", since(packets[0], p), arrow(p, p.From == left))
+		case seen[k] == total[k]:
+			fmt.Fprintf(&b, "%s  %s\n", since(packets[0], p), centre(fmt.Sprintf("%s: %d more", shortName(p), total[k]-1), p.From == left))
 		}
 	}
 	return b.String()
+}
+
+// kind is what packets that are alike have in common.
+type kind struct {
+	from, what string
+	fate       lab.Fate
+	port       uint16
+}
+
+// kindsOf tells the kind of each packet. Those to ports that nothing has come
+// from are alike, and so are those from ports that nothing goes to.
+func kindsOf(packets []lab.Packet) []kind {
+	answering := map[netip.AddrPort]bool{}
+	for _, p := range packets {
+		if p.What != "STUN Binding indication" {
+			answering[p.Src] = true
+		}
+	}
+	out := make([]kind, len(packets))
+	for i, p := range packets {
+		out[i] = kind{from: p.From, what: p.What, fate: p.Fate}
+		if answering[p.Src] && answering[p.Dst] {
+			out[i].port = p.Src.Port() ^ p.Dst.Port()
+		}
+	}
+	return out
 }
 
 // encapsulatedESP is what the lab's trace calls it.
@@ -135,15 +163,10 @@ func since(first, p lab.Packet) string {
 	return fmt.Sprintf("%8.1f", float64(p.At-first.At)/float64(time.Millisecond))
 }
 
-// alike: the same kind of packet the same way, to or from another port.
-func alike(a, b lab.Packet) bool {
-	return a.From == b.From && a.What == b.What && a.Fate == b.Fate
-}
-
 // arrow is one packet between the ports it had on the internet. One that was
 // not delivered ends on the way.
 func arrow(p lab.Packet, fromLeft bool) string {
-	text := strings.TrimPrefix(p.What, "STUN ")
+	text := shortName(p)
 	width, head := arrowWidth, "▶"
 	if !fromLeft {
 		head = "◀"
@@ -161,6 +184,14 @@ func arrow(p lab.Packet, fromLeft bool) string {
 	return fmt.Sprintf("%*d %s%s%s %d", portWidth, p.Dst.Port(), rest, head, line, p.Src.Port())
 }
 
-func centre(s string) string {
-	return strings.Repeat(" ", portWidth+1+max(0, (arrowWidth-len(s))/2)) + s
+func shortName(p lab.Packet) string { return strings.TrimPrefix(p.What, "STUN ") }
+
+// centre puts a remark between the two sides, with the direction it is about.
+func centre(s string, fromLeft bool) string {
+	if fromLeft {
+		s += " ▶"
+	} else {
+		s = "◀ " + s
+	}
+	return strings.Repeat(" ", portWidth+1+max(0, (arrowWidth-len([]rune(s)))/2)) + s
 }

@@ -17,20 +17,23 @@ func TestDraw(t *testing.T) {
 		return lab.Packet{At: at, From: from, To: to, Src: netip.AddrPortFrom(a, src), Dst: netip.AddrPortFrom(b, dst), TTL: ttl, What: what, Fate: fate}
 	}
 	const ms = time.Millisecond
-	got := draw([]lab.Packet{
+	packets := []lab.Packet{
 		packet(100*ms, "l", 4500, 4500, 1, "STUN Binding indication", lab.Expired),
 		packet(101*ms, "r", 4500, 20001, 63, "STUN Binding request", lab.Delivered),
-		packet(102*ms, "r", 4500, 20002, 63, "STUN Binding request", lab.Delivered),
-		packet(104*ms, "r", 4500, 20003, 63, "STUN Binding request", lab.Delivered),
+	}
+	for i := range uint16(manyAlike) {
+		packets = append(packets, packet(102*ms, "r", 4500, 20002+i, 63, "STUN Binding request", lab.Delivered))
+	}
+	got := draw(append(packets,
 		packet(105*ms, "l", 4500, 4500, 63, "ESP in UDP", lab.Delivered),
 		packet(106*ms, "l", 4500, 4500, 63, "ESP in UDP", lab.Delivered),
 		packet(107*ms, "r", 4500, 4500, 63, "ESP in UDP", lab.Delivered),
 		packet(108*ms, "r", 4500, 4500, 63, "NAT-T keepalive", lab.Delivered),
-	}, "l", "symmetric", "port-restricted")
+	), "l", "symmetric", "port-restricted")
 	want := `      ms  symmetric                                              port-restricted
      0.0   4500 ───── Binding indication, TTL 1 ─────✕                     4500
      1.0  20001 ◀──────────────────── Binding request ──────────────────── 4500
-     4.0                             2 more like this
+     2.0                        ◀ Binding request: 8 more
      5.0   4500 ────────────────────── ESP in UDP ───────────────────────▶ 4500
      7.0   4500 ◀────────────────────── ESP in UDP ─────────────────────── 4500
 `
