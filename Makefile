@@ -43,6 +43,9 @@ matrix: deps build/bodkin build/labrun ## Try every pair of sites, write build/m
 trace: deps build/bodkin build/labrun ## Print the packets of one pair of sites (A=symmetric B=port-restricted; needs root)
 	@build/labrun trace $(or $(A),symmetric) $(or $(B),port-restricted)
 
+diagrams: deps build/bodkin build/labrun ## Draw the packets of each strategy into docs/nat.md (needs root)
+	@build/labrun diagrams --document docs/nat.md
+
 bench: deps build/bodkin build/labrun ## Measure against strongSwan mediation, write build/bench.json (needs root)
 	@build/labrun bench
 
