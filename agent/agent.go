@@ -284,6 +284,11 @@ func (d *Daemon) runEvent(ctx context.Context, e runEvent) {
 	case wire.OutcomeDirect:
 		d.perform(ctx, t, t.direct(now, e.run, e.path, e.elapsed))
 	case wire.OutcomeFailed:
+		if e.run == t.run && !t.standing {
+			// A port that nothing came of, or that a router has forgotten since:
+			// checks that leave from it could not find another way.
+			d.rewrites.remove(string(e.peer))
+		}
 		d.perform(ctx, t, t.failed(now, e.run, e.reason, e.plainESP))
 	case wire.OutcomeLost:
 		d.lookAgain()

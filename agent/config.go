@@ -68,7 +68,7 @@ type ProbeConfig struct {
 }
 
 // Defaults and bounds of a search. With 256 of 64,512 ports open, 2,400 probes
-// miss them all once in 17,000 attempts; at 300 a second, 25 kB/s on the wire,
+// miss them all once in 16,000 attempts; at 300 a second, 25 kB/s on the wire,
 // they take 8 s. The bounds keep a search from looking like an attack, and its
 // sockets below what a process may open.
 const (

@@ -20,9 +20,14 @@ const (
 	idlePoll = time.Second
 	// initiateAgain is between initiations that the peer's charon refuses.
 	initiateAgain = 300 * time.Millisecond
-	// takeOver is when the controlled side initiates by itself: twice what the
-	// controlling side takes to drop an old tunnel and initiate a new one.
-	takeOver = 2 * reuseTimeout
+	// takeOver is when the controlled side initiates by itself: after what the
+	// controlling side takes to drop an old tunnel and to repeat a first message
+	// that was lost (charon does after 4 s, and again after 11 s). Two that
+	// initiate at once make two tunnels, and either may end the other's.
+	takeOver = 6 * time.Second
+	// halfOpenTimeout bounds tidying up after a handoff; charon answers in
+	// milliseconds, or not at all.
+	halfOpenTimeout = time.Second
 	// reassurances are the probes after our own confirmation, for the peer
 	// whose CHILD SA was installed after our earlier ones had arrived.
 	reassurances     = 5
@@ -63,13 +68,26 @@ func (r *run) establish(ctx context.Context, path wire.Path) error {
 		return err
 	}
 	// The new tunnel works; an SA over an older path would only linger until
-	// dead peer detection. Which those are is asked anew: when the peer's mapping
+	// dead peer detection, and one that is still being made would replace it. Which those are is asked anew: when the peer's mapping
 	// changes, charon moves an SA to the new path by itself.
 	if sas, err = r.sas(ctx); err != nil {
 		return err
 	}
-	r.destroy(ctx, sas, func(sa charon.SA) bool { return !sameEnds(sa, path) })
+	r.destroy(ctx, sas, func(sa charon.SA) bool { return !sameEnds(sa, path) || !usable(sa) })
 	return nil
+}
+
+// dropHalfOpen ends what a failed handoff has begun. charon would repeat its
+// messages for minutes, and an SA that comes of them late takes the place of
+// the tunnel that a later attempt has made.
+func (r *run) dropHalfOpen(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), halfOpenTimeout)
+	defer cancel()
+	sas, err := r.shared.vici.SAs(ctx, r.name)
+	if err != nil {
+		return // no charon, no SA
+	}
+	r.destroy(ctx, sas, func(sa charon.SA) bool { return !usable(sa) })
 }
 
 // initiate asks charon for all children of the connection.

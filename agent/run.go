@@ -105,6 +105,9 @@ func (r *run) do(ctx context.Context) {
 		work = r.punched
 	}
 	direct, err := work(ctx)
+	if !direct && r.order != nil {
+		r.dropHalfOpen(ctx)
+	}
 	if ctx.Err() != nil || err == nil {
 		return // whoever stopped the run knows why
 	}

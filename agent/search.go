@@ -90,8 +90,8 @@ func (r *run) search(ctx context.Context, session *punch.Session) error {
 	return nil
 }
 
-// scatter opens ports. A rule that no path came of is removed with its tunnel,
-// or when another path is found.
+// scatter opens ports. A rule that no path came of is removed when the attempt
+// fails.
 func (r *run) scatter(ctx context.Context, session *punch.Session) error {
 	peer := publicOf(r.order.Candidates)
 	rewriter, err := r.shared.rewrites.flow(r.name, rewrite.Flow{Local: r.here.base, Peer: peer})

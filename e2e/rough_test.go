@@ -30,6 +30,10 @@ func TestLossAndReordering(t *testing.T) {
 			must(t, err)
 			if res.Received == 0 {
 				t.Errorf("none of %d pings came through", res.Sent)
+				for _, n := range []*Node{a, b} {
+					sas, err := n.Swanctl(ctx, "--list-sas")
+					t.Logf("%s: %v\n%s", n.Name, err, sas)
+				}
 			}
 		})
 	}
