@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/pion/stun/v4"
@@ -64,15 +65,21 @@ type DiscoverOptions struct {
 }
 
 // Discover finds out what the NATs before a base do, RFC 5780 section 4 and
-// more, within four seconds where the server answers. A network that lets no
-// UDP through is a result (Blocked), not an error.
+// more, within four seconds where the server answers, and in twice the time
+// where the base's mapping changes meanwhile. A network that lets no UDP through
+// is a result (Blocked), not an error. Errors are those of Bind.
 func Discover(ctx context.Context, p *Port, o DiscoverOptions) (Network, error) {
 	o.From = unmap(o.From)
 	for i := range o.Servers {
 		o.Servers[i] = unmap(o.Servers[i])
 	}
 	d := discovery{DiscoverOptions: o, port: p}
-	if err := d.run(ctx); err != nil {
+	err := d.run(ctx)
+	if errors.Is(err, errChanged) {
+		d.seen, d.again = observations{}, true
+		err = d.run(ctx)
+	}
+	if err != nil {
 		return Network{}, fmt.Errorf("NAT discovery: %w", err)
 	}
 	return decide(o.From, d.seen), nil
@@ -83,7 +90,14 @@ type discovery struct {
 	DiscoverOptions
 	port *Port
 	seen observations
+	// again: a first run has met errChanged. A mapping that changes in the second
+	// one as well is what this NAT does.
+	again bool
 }
+
+// errChanged means that the NAT has started anew, or has got another address,
+// while it was looked at.
+var errChanged = errors.New("the mapping changed meanwhile")
 
 // run orders the tests. The filtering test's answers must come from where the
 // base has not sent to, and in case they were remembered the base must not send
@@ -109,7 +123,24 @@ func (d *discovery) run(ctx context.Context) error {
 	if mappingOf(d.seen.mappings) == nat.EndpointIndependent || d.seen.poisoned == nat.Yes {
 		return nil
 	}
+	if err := d.unchanged(ctx); err != nil {
+		return err
+	}
 	return d.askAll(ctx, insistent, alt.port, alt.both)
+}
+
+// unchanged makes sure that mappings differ because their destinations do. If
+// they do not, the alternates must not have been asked yet.
+func (d *discovery) unchanged(ctx context.Context) error {
+	if d.again || len(d.seen.mappings) < 2 {
+		return nil
+	}
+	first := d.seen.mappings[0]
+	res, err := d.port.Bind(ctx, d.From, first.towards, BindOptions{Credential: d.Credential, pace: insistent})
+	if err == nil && res.Mapped != first.mapped {
+		return fmt.Errorf("%w: %s, then %s", errChanged, first.mapped, res.Mapped)
+	}
+	return ctx.Err()
 }
 
 // askAll asks one after the other.
@@ -140,19 +171,22 @@ func (d *discovery) beside(ctx context.Context, alt alternates, first netip.Addr
 }
 
 // ask adds a mapping to what was seen. A server that does not answer is no
-// error, and the result then is zero.
+// error, nor is one that this host has no way to, once another has answered:
+// servers name their alternates themselves. The result then is zero.
 func (d *discovery) ask(ctx context.Context, to netip.AddrPort, pace pace) (BindResult, error) {
 	if !to.IsValid() {
 		return BindResult{}, nil
 	}
 	res, err := d.port.Bind(ctx, d.From, to, BindOptions{Credential: d.Credential, pace: pace})
+	_, noWay := errors.AsType[syscall.Errno](err)
 	switch {
-	case ctx.Err() != nil || err != nil && !errors.Is(err, ErrTimeout):
-		return BindResult{}, err
 	case err == nil:
 		d.seen.mappings = append(d.seen.mappings, mappingSeen{to, res.Mapped})
+		return res, nil
+	case ctx.Err() == nil && (errors.Is(err, ErrTimeout) || noWay && len(d.seen.mappings) > 0):
+		return BindResult{}, nil
 	}
-	return res, nil
+	return BindResult{}, err
 }
 
 // filtering asks for answers from the alternates, from all at once: each stands

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -134,6 +136,50 @@ func TestDiscoverAgain(t *testing.T) {
 					t.Errorf("%+v the second time, want %+v", again.NAT, first.NAT)
 				}
 			})
+		})
+	}
+}
+
+// An address that changes in the middle is not taken for a symmetric NAT.
+func TestDiscoverChanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, in := behindNAT(t, &portRestricted, 10*time.Millisecond, startBodkin)
+		in.stun.moveAfter(1)
+		got, _ := discover(t, p, in)
+		want := nat.NAT{Present: true, Mapping: nat.EndpointIndependent, Filtering: nat.AddressAndPortDependent, Poisoned: nat.No, Hairpin: nat.No}
+		if got.NAT != want || got.Mapped.Addr() != movedTo {
+			t.Errorf("%+v, want %+v behind %s", got, want, movedTo)
+		}
+	})
+}
+
+// cutOff is a socket of a host that has no way to one address.
+type cutOff struct {
+	net.PacketConn
+	from string
+}
+
+func (c cutOff) WriteTo(b []byte, to net.Addr) (int, error) {
+	if to.String() == c.from {
+		return 0, os.NewSyscallError("sendto", syscall.ENETUNREACH)
+	}
+	return c.PacketConn.WriteTo(b, to)
+}
+
+// That an alternate cannot be asked takes nothing away from what the others
+// tell; that nobody can be asked is no blocked network.
+func TestDiscoverNoWay(t *testing.T) {
+	for no, want := range map[string]error{"203.0.113.2:3478": nil, "203.0.113.1:3478": syscall.ENETUNREACH} {
+		synctest.Test(t, func(t *testing.T) {
+			in := newInternetWith(t, 10*time.Millisecond)
+			n := in.addHost(in.addSite("203.0.113.10", "192.168.1", symmetricNAT), "192.168.1.10")
+			in.startTwoAddrs(STUNCredential{})
+			p := openPort(t, cutOff{listen(t, n, "192.168.1.10:4500"), no})
+			o := DiscoverOptions{From: p.Local()[0], Servers: [4]netip.AddrPort{in.stun.addrs()[0], in.stun.addrs()[1]}}
+			got, err := Discover(t.Context(), p, o)
+			if !errors.Is(err, want) || want == nil && (got.NAT.Mapping != nat.AddressAndPortDependent || got.NAT.Filtering != nat.AddressAndPortDependent) {
+				t.Errorf("no way to %s: %+v, %v; want %v", no, got, err, want)
+			}
 		})
 	}
 }

@@ -149,7 +149,22 @@ type stunServer struct {
 	other     map[netip.AddrPort]netip.AddrPort
 	deaf      atomic.Bool // answers nothing
 	forging   atomic.Bool // signs answers with a wrong password
-	readers   sync.WaitGroup
+	// told, if not nil, is where a request from an address seems to come from.
+	told    func(net.IP) net.IP
+	readers sync.WaitGroup
+}
+
+var movedTo = netip.MustParseAddr("203.0.113.99")
+
+// moveAfter makes the NAT's address seem another one after so many answers.
+func (s *stunServer) moveAfter(answers int32) {
+	var given atomic.Int32
+	s.told = func(ip net.IP) net.IP {
+		if given.Add(1) > answers {
+			return movedTo.AsSlice()
+		}
+		return ip
+	}
 }
 
 // startSTUN answers on conns; other says which of them differs from which in
@@ -215,7 +230,11 @@ func (s *stunServer) serve(c net.PacketConn) {
 func (s *stunServer) answer(c net.PacketConn, req *stun.Message, from *net.UDPAddr) error {
 	local := localOf(c)
 	other, reply, to := s.other[local], local, *from
-	set := []stun.Setter{req, stun.BindingSuccess, &stun.XORMappedAddress{IP: from.IP, Port: from.Port}}
+	seen := from.IP
+	if s.told != nil {
+		seen = s.told(seen)
+	}
+	set := []stun.Setter{req, stun.BindingSuccess, &stun.XORMappedAddress{IP: seen, Port: from.Port}}
 	if other.IsValid() {
 		set = append(set, &stun.OtherAddress{IP: other.Addr().AsSlice(), Port: int(other.Port())})
 	}

@@ -66,8 +66,8 @@ type SilenceOptions struct {
 // AwaitSilence makes a mapping towards Alternate, leaves it alone for as long
 // as Silence says, and tells whether Alternate's packets still come in through
 // it, RFC 5780 section 4.6. An error means that nothing was learnt: no answer
-// from the servers at all, a server that refuses RESPONSE-PORT (ErrRejected),
-// or the end of ctx.
+// from the servers at all, a server that refuses RESPONSE-PORT or whose answers
+// go to another public address than Alternate's (ErrRejected), or the end of ctx.
 func AwaitSilence(ctx context.Context, p *Port, o SilenceOptions) (alive bool, err error) {
 	opened, err := p.Bind(ctx, o.From, o.Alternate, BindOptions{Credential: o.Credential})
 	if err != nil {
@@ -89,8 +89,13 @@ func AwaitSilence(ctx context.Context, p *Port, o SilenceOptions) (alive bool, e
 	case ctx.Err() != nil || !errors.Is(err, ErrTimeout):
 		return false, fmt.Errorf("mapping lifetime: %w", err)
 	}
-	// Silence proves something only if the network works otherwise.
-	if _, err := p.Bind(ctx, o.From, o.Server, BindOptions{Credential: o.Credential}); err != nil {
+	// Silence proves something only if the network works otherwise, and if the
+	// answer was sent to the address that the mapping is at.
+	now, err := p.Bind(ctx, o.From, o.Server, BindOptions{Credential: o.Credential})
+	if err == nil && now.Mapped.Addr() != opened.Mapped.Addr() {
+		err = fmt.Errorf("%w: no answer to %s, while requests come from %s", ErrRejected, opened.Mapped, now.Mapped)
+	}
+	if err != nil {
 		return false, fmt.Errorf("mapping lifetime: %w", err)
 	}
 	return false, nil

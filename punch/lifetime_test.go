@@ -67,7 +67,9 @@ func TestAwaitSilence(t *testing.T) {
 // What goes wrong says nothing about the NAT.
 func TestAwaitSilenceLearnsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p, in := behindNAT(t, &fullCone, 10*time.Millisecond, startBodkin)
+		typ := fullCone
+		typ.MappingLifeTime = 40 * time.Second
+		p, in := behindNAT(t, &typ, 10*time.Millisecond, startBodkin)
 		at := in.stun.all()
 		o := SilenceOptions{From: p.Local()[0], Server: at[1], Alternate: at[3], Credential: stunCred, Silence: 20 * time.Second}
 
@@ -81,6 +83,12 @@ func TestAwaitSilenceLearnsNothing(t *testing.T) {
 			t.Errorf("network gone meanwhile: %v, want %v", err, ErrTimeout)
 		}
 		in.cut.Store(false)
+		o.Silence = 50 * time.Second
+		in.stun.moveAfter(1)
+		if _, err := AwaitSilence(t.Context(), p, o); !errors.Is(err, ErrRejected) {
+			t.Errorf("another address meanwhile: %v, want %v", err, ErrRejected)
+		}
+		o.Silence = 20 * time.Second
 		o.Server, o.Alternate = at[0], at[3]
 		if _, err := AwaitSilence(t.Context(), p, o); !errors.Is(err, ErrRejected) {
 			t.Errorf("another alternate than asked for: %v, want %v", err, ErrRejected)

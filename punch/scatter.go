@@ -58,7 +58,8 @@ type ScatterConfig struct {
 // credentials are counted as forged. All sockets are closed when it returns:
 // the port that was hit, or ErrNoHit, ErrRewrite, or why no port was opened.
 func (s *Session) Scatter(ctx context.Context, cfg ScatterConfig) (port uint16, err error) {
-	if peer := unmap(cfg.Peer); !s.reflexive(func(a netip.AddrPort) bool { return a == peer }) {
+	cfg.Peer = unmap(cfg.Peer)
+	if !s.reflexive(func(a netip.AddrPort) bool { return a == cfg.Peer }) {
 		return 0, fmt.Errorf("search: %w: %s is no server-reflexive IPv4 candidate of the peer", ErrRefused, cfg.Peer)
 	}
 	f, err := openField(s, cfg)
@@ -102,7 +103,7 @@ type field struct {
 
 // openField opens as many sockets as it is allowed to, at least one.
 func openField(s *Session, cfg ScatterConfig) (*field, error) {
-	f := &field{session: s, peer: unmap(cfg.Peer), hit: make(chan struct{})}
+	f := &field{session: s, peer: cfg.Peer, hit: make(chan struct{})}
 	for range cfg.Ports {
 		c, err := cfg.Listen()
 		if err != nil && len(f.conns) == 0 {

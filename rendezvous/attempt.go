@@ -55,6 +55,8 @@ type attempt struct {
 	// nominated is set once a side has found a path.
 	nominated bool
 	elapsed   time.Duration
+	// strains marks the sides whose NATs bear no other such attempt beside it.
+	strains [2]bool
 	// direct marks the sides that have confirmed *this* attempt.
 	direct [2]bool
 	// packets is how many each side sent to get through.
@@ -87,6 +89,9 @@ func (c *coordinator) begin(now time.Time, p *pair) {
 	p.attempt = a
 	for i, name := range p.names {
 		c.running[name]++
+		if a.strains[i] = c.strains(p, i); a.strains[i] {
+			c.strained[name]++
+		}
 		if a.strategy == nat.Predict && c.nodes[name].known().counts() {
 			a.asked[i] = true
 			c.do(send{name, &wire.Prepare{Attempt: a.id}})
@@ -155,6 +160,7 @@ func (c *coordinator) order(now time.Time, p *pair) {
 		}
 		c.do(send{name, m})
 	}
+	c.schedule(p)
 }
 
 // fail ends the running attempt, tells the sides other than from, and sets the
@@ -236,20 +242,49 @@ func (c *coordinator) callOff(p *pair, except wire.NodeName, reason string) {
 	}
 }
 
-// end takes an attempt off the books.
+// end takes an attempt off the books, and puts down what waited for its slots.
 func (c *coordinator) end(p *pair) {
-	if !p.attempt.preparing {
-		p.last = p.attempt
+	a := p.attempt
+	if !a.preparing {
+		p.last = a
 	}
 	p.attempt = nil
-	for _, n := range p.names {
-		c.running[n]--
+	for i, name := range p.names {
+		c.running[name]--
+		if a.strains[i] {
+			c.strained[name]--
+		}
 	}
+	for _, name := range p.names {
+		for _, waiting := range c.byNode[name] {
+			c.schedule(waiting)
+		}
+	}
+}
+
+// strains reports whether an attempt on the pair's verdict is too much for the
+// NAT of a side beside another one: a search makes hundreds of mappings in the
+// router of the one side and thousands of flows in that of the other, and what
+// counts was computed for the next mappings, not for those after another
+// attempt's.
+func (c *coordinator) strains(p *pair, side int) bool {
+	switch p.verdict.Strategy {
+	case nat.Probe:
+		return true
+	case nat.Predict:
+		return c.nodes[p.names[side]].known().counts()
+	}
+	return false
 }
 
 // free reports whether both ends may run one attempt more.
 func (c *coordinator) free(p *pair) bool {
-	return c.running[p.names[0]] < maxParallel && c.running[p.names[1]] < maxParallel
+	for i, name := range p.names {
+		if c.running[name] >= maxParallel || c.strained[name] > 0 && c.strains(p, i) {
+			return false
+		}
+	}
+	return true
 }
 
 // token is n random bytes in hex. The source is seeded by crypto/rand

@@ -46,14 +46,17 @@ type coordinator struct {
 	nodes       map[wire.NodeName]*node
 	communities []Community
 	policies    map[string]nat.Policy // of communities
+	shared      map[PairID][]string   // Pairs of communities
 	pairs       map[PairID]*pair
 	// sorted is all pairs by ID, so that two runs do things in one order;
 	// byNode is the same by member. Both are made by rebuild.
 	sorted []*pair
 	byNode map[wire.NodeName][]*pair
-	// running counts each node's attempts.
-	running map[wire.NodeName]int
-	out     []action
+	agenda agenda
+	// running counts each node's attempts, strained those of them that its NAT
+	// bears only one of at a time.
+	running, strained map[wire.NodeName]int
+	out               []action
 }
 
 // pair is two nodes that shall have a tunnel.
@@ -86,6 +89,10 @@ type pair struct {
 	latest  time.Time
 	started [ranks]time.Time
 	retryAt time.Time
+	// at is when something is due, place where that stands in the agenda, from
+	// 1 on.
+	at    time.Time
+	place int
 
 	timeToDirect time.Duration
 	lastDirect   time.Time
@@ -111,7 +118,10 @@ func (p *pair) other(n wire.NodeName) wire.NodeName { return p.names[1-p.index(n
 func (p *pair) has(n wire.NodeName) bool { return p.names[0] == n || p.names[1] == n }
 
 func newCoordinator(r *rand.Rand) *coordinator {
-	return &coordinator{rand: r, nodes: map[wire.NodeName]*node{}, pairs: map[PairID]*pair{}, running: map[wire.NodeName]int{}}
+	return &coordinator{
+		rand: r, nodes: map[wire.NodeName]*node{}, pairs: map[PairID]*pair{}, shared: map[PairID][]string{},
+		running: map[wire.NodeName]int{}, strained: map[wire.NodeName]int{},
+	}
 }
 
 func (c *coordinator) do(a action) { c.out = append(c.out, a) }
@@ -136,8 +146,7 @@ func (c *coordinator) Restore(now time.Time, nodes []NodeView, cs []Community, p
 		n.resite()
 		c.nodes[v.Name] = n
 	}
-	c.communities = cs
-	c.rebuild(now)
+	c.setCommunities(now, cs)
 	for _, v := range pairs {
 		if p := c.pairs[v.ID]; p != nil {
 			p.total, p.timeToDirect, p.lastDirect = v.Attempts, v.TimeToDirect, v.LastDirect
@@ -158,13 +167,14 @@ func (c *coordinator) Online(now time.Time, hello *wire.Hello, delay time.Durati
 		c.nodes[name] = n
 	}
 	changed := !known || !sameEndpoint(n.endpoint, hello.Endpoint)
+	was := n.endpoint
 	*n = node{
 		endpoint: hello.Endpoint, online: true, delay: delay, told: hello.Candidates,
 		public: n.public, nat: n.nat, policy: hello.Punch, noProbe: hello.NoProbe,
 	}
 	if changed {
-		c.resift()
-		c.rebuild(now)
+		c.sift(n)
+		c.rebuild(now, append(c.resift(was.Subnets, hello.Endpoint.Subnets), name))
 	} else {
 		c.sift(n)
 	}
@@ -259,11 +269,20 @@ func (c *coordinator) networkChanged(now time.Time, name wire.NodeName, hope boo
 	}
 }
 
-// resift looks at all candidates again: subnets may have changed.
-func (c *coordinator) resift() {
-	for _, n := range c.nodes {
-		c.sift(n)
+// resift looks again at the candidates of all nodes that have one in a subnet
+// that changed, and names those nodes.
+func (c *coordinator) resift(changed ...[]netip.Prefix) (names []wire.NodeName) {
+	subnets := slices.Concat(changed...)
+	inside := func(candidate wire.Candidate) bool {
+		return slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Contains(candidate.Addr.Addr()) })
 	}
+	for name, n := range c.nodes {
+		if slices.ContainsFunc(n.told, inside) {
+			c.sift(n)
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // Delay updates half the round trip of a node's session.
@@ -275,42 +294,43 @@ func (c *coordinator) Delay(name wire.NodeName, delay time.Duration) {
 
 // Communities replaces all communities.
 func (c *coordinator) Communities(now time.Time, cs []Community) []action {
-	c.communities = cs
-	c.rebuild(now)
+	c.setCommunities(now, cs)
 	return c.flush()
 }
 
 // Tick starts what is due and ends what is overdue.
 func (c *coordinator) Tick(now time.Time) []action {
-	for _, p := range c.sorted {
-		switch {
-		case p.attempt != nil && p.attempt.preparing && !now.Before(p.attempt.deadline):
+	for _, p := range c.agenda.due(now) {
+		switch a := p.attempt; {
+		case a != nil && now.Before(a.deadline): // begun a moment ago
+		case a != nil && a.preparing:
 			c.order(now, p)
-		case p.attempt != nil && !now.Before(p.attempt.deadline):
+		case a != nil:
 			c.fail(now, p, "no report from "+p.silent()+" within "+attemptTimeout.String(), "")
 			c.settle(now, p)
-		case c.wants(p) && !now.Before(p.due()):
+		default:
 			c.settle(now, p)
 		}
+		c.schedule(p)
 	}
 	return c.flush()
 }
 
 // Next is when Tick has something to do, zero for never.
-func (c *coordinator) Next() time.Time {
-	var next time.Time
-	for _, p := range c.pairs {
-		at := p.due()
-		if p.attempt != nil {
-			at = p.attempt.deadline
-		} else if !c.wants(p) || !c.free(p) {
-			continue // what waits for a free slot comes up when one is
-		}
-		if next.IsZero() || at.Before(next) {
-			next = at
-		}
+func (c *coordinator) Next() time.Time { return c.agenda.next() }
+
+// schedule puts a pair down for what is due next. What waits for a free slot is
+// put down when there is one.
+func (c *coordinator) schedule(p *pair) {
+	var at time.Time
+	switch {
+	case c.pairs[p.id] != p: // it has been dropped
+	case p.attempt != nil:
+		at = p.attempt.deadline
+	case c.wants(p) && c.free(p):
+		at = p.due()
 	}
-	return next
+	c.agenda.set(p, at)
 }
 
 // Report takes an agent's word on a pair. Words about pairs the node is not

@@ -224,32 +224,11 @@ func TestTrickleTellsTheNAT(t *testing.T) {
 
 // A node runs only so many attempts at a time; the others follow.
 func TestAttemptsAtATimeAreBounded(t *testing.T) {
-	members := []wire.NodeName{edge1}
-	for i := range maxParallel + 5 {
-		members = append(members, wire.NodeName(fmt.Sprintf("beijing.n%02d", i)))
-	}
-	m := newMachine(t, community("all", members...))
-	m.join(members[1:]...)
-	orders := func(actions []action) (to []wire.NodeName) {
-		for _, a := range actions {
-			if s, ok := a.(send); ok && s.to == edge1 {
-				if p, ok := s.msg.(*wire.Punch); ok {
-					to = append(to, p.Peer.Endpoint.Name)
-				}
-			}
-		}
-		return to
-	}
-	for _, p := range m.pairs { // only edge1's pairs are of interest
-		if !p.has(edge1) {
-			p.state, p.sides = Direct, [2]side{{told: true, direct: true, monitored: true}, {told: true, direct: true, monitored: true}}
-			if p.attempt != nil {
-				m.end(p)
-			}
-		}
-	}
+	cs, peers := star(maxParallel + 5)
+	m := newMachine(t, cs...)
+	m.join(peers...)
 	m.hello(edge1)
-	first := orders(m.seen(edge1, "203.0.113.1:4500"))
+	first := ordersTo(m.seen(edge1, "203.0.113.1:4500"))
 	if len(first) != maxParallel {
 		t.Fatalf("%d attempts at a time, want %d", len(first), maxParallel)
 	}
@@ -260,7 +239,7 @@ func TestAttemptsAtATimeAreBounded(t *testing.T) {
 	if next := m.Next(); next.After(m.now) {
 		t.Errorf("a slot is free and pairs wait, but the next step is at %v", next)
 	}
-	if more := orders(m.tick(0)); len(more) != 1 || slices.Contains(first, more[0]) {
+	if more := ordersTo(m.tick(0)); len(more) != 1 || slices.Contains(first, more[0]) {
 		t.Errorf("after one has failed: %v, want one that waited", more)
 	}
 }

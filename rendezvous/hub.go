@@ -152,6 +152,7 @@ func (h *hub) join(ctx context.Context, s *session, hello *wire.Hello, delay tim
 	if hello.Endpoint.Type == wire.Connector && !h.mayConnect(s.node) {
 		return fmt.Errorf("%w: endpoint.type: %s is no Connector to this rendezvous: use Edge, or name it in `connectors` there", errRefused, s.node)
 	}
+	hello.AgentVersion, hello.NoProbe = wire.Clip(hello.AgentVersion), wire.Clip(hello.NoProbe)
 	var refused error
 	err := h.call(ctx, func(now time.Time) []action {
 		if err := h.coordinator.Admit(hello.Endpoint); err != nil {
@@ -205,6 +206,7 @@ func (h *hub) receive(ctx context.Context, s *session, m wire.Message) error {
 		}
 		switch m := m.(type) {
 		case *wire.Network:
+			m.NAT.Blocked = wire.Clip(m.NAT.Blocked)
 			d := h.detail(s.node)
 			d.NAT = m.NAT
 			h.recorder.node(*d)

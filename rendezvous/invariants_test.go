@@ -445,6 +445,19 @@ func (w *world) checkState() {
 	if next := w.Next(); next.After(w.now.Add(probeRetryMax + probeRetryMax/2)) {
 		w.t.Errorf("next step in %v", next.Sub(w.now))
 	}
+	strained := map[wire.NodeName]int{}
+	for _, p := range w.sorted {
+		for i, name := range p.names {
+			if p.attempt != nil && p.attempt.strains[i] {
+				strained[name]++
+			}
+		}
+	}
+	for name, n := range strained {
+		if n > 1 {
+			w.t.Errorf("%d attempts at a time strain the NAT of %s", n, name)
+		}
+	}
 	for _, v := range w.Views() {
 		if (v.State == Direct) == (v.Reason != "") {
 			w.t.Errorf("%s is %s with the reason %q", v.ID, v.State, v.Reason)

@@ -198,12 +198,28 @@ func (m *machine) failCurrent(from wire.NodeName) {
 	}
 }
 
-// checkNext: a pair that wants an attempt has a time for it.
+// checkNext: a pair that can have an attempt, or has one, is on the agenda at
+// the right time, and no other is.
 func (m *machine) checkNext() {
 	m.t.Helper()
+	planned := 0
 	for _, p := range m.sorted {
-		if (m.wants(p) || p.attempt != nil) && m.Next().IsZero() {
-			m.t.Errorf("%s wants an attempt and nothing is planned", p.id)
+		var want time.Time
+		switch {
+		case p.attempt != nil:
+			want = p.attempt.deadline
+		case m.wants(p) && m.free(p):
+			want = p.due()
 		}
+		if p.place > 0 {
+			planned++
+		}
+		// One that has been put down may meanwhile have lost its slot.
+		if !p.at.Equal(want) && !(want.IsZero() && m.wants(p)) {
+			m.t.Errorf("%s is planned for %v, want %v", p.id, p.at, want)
+		}
+	}
+	if planned != len(m.agenda) {
+		m.t.Errorf("%d pairs on the agenda, %d of those that there are", len(m.agenda), planned)
 	}
 }

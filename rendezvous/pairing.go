@@ -69,19 +69,19 @@ func (c *coordinator) Forget(now time.Time, name wire.NodeName) []action {
 	if n := c.nodes[name]; n == nil || n.online {
 		return nil
 	}
+	was := c.nodes[name].endpoint
 	delete(c.nodes, name)
-	c.resift()
 	for _, p := range c.byNode[name] {
 		p.sides = [2]side{}
 	}
-	c.rebuild(now)
+	c.rebuild(now, append(c.resift(was.Subnets), name))
 	return c.flush()
 }
 
 // wanted is every pair that shall have a tunnel: two members of a community,
 // and, as in FabEdge, a connector with each edge of its cluster.
 func (c *coordinator) wanted() map[PairID][]string {
-	want := Pairs(c.communities)
+	want := maps.Clone(c.shared)
 	for a, n := range c.nodes {
 		if n.endpoint.Type != wire.Connector {
 			continue
@@ -96,11 +96,18 @@ func (c *coordinator) wanted() map[PairID][]string {
 	return want
 }
 
-// rebuild makes the set of pairs anew after communities or endpoints changed,
-// keeps what each pair has reached, and tells everybody whose peers changed.
-func (c *coordinator) rebuild(now time.Time) {
+// setCommunities replaces all communities.
+func (c *coordinator) setCommunities(now time.Time, cs []Community) {
+	c.communities, c.policies, c.shared = cs, policies(cs), Pairs(cs)
+	c.rebuild(now, slices.Collect(maps.Keys(c.nodes)))
+}
+
+// rebuild makes the set of pairs anew after communities or the endpoints of
+// nodes changed, keeps what each pair has reached, and tells everybody whose
+// peers changed.
+func (c *coordinator) rebuild(now time.Time, changed []wire.NodeName) {
 	want := c.wanted()
-	c.policies = policies(c.communities)
+	same := len(want) == len(c.pairs)
 	for _, p := range c.sorted {
 		if _, ok := want[p.id]; ok {
 			continue
@@ -109,23 +116,34 @@ func (c *coordinator) rebuild(now time.Time) {
 			c.callOff(p, "", "the nodes no longer share a community")
 		}
 		delete(c.pairs, p.id)
+		c.schedule(p)
 		c.do(forget{p.id})
+		same = false
 	}
 	for id, communities := range want {
 		p := c.pairs[id]
 		if p == nil {
 			a, b := id.Nodes()
-			p = &pair{id: id, names: [2]wire.NodeName{wire.NodeName(a), wire.NodeName(b)}, state: Down, since: now}
+			p = &pair{id: id, names: [2]wire.NodeName{wire.NodeName(a), wire.NodeName(b)}, state: Down, since: now, retryAt: now}
 			c.pairs[id] = p
+			same = false
 		}
 		p.communities, p.limit = communities, limitOf(communities, c.policies)
 	}
-	c.index()
+	if !same {
+		c.index()
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.nodes)) {
 		c.sendPeers(name)
 	}
+	touched := map[wire.NodeName]bool{}
+	for _, name := range changed {
+		touched[name] = true
+	}
 	for _, p := range c.sorted {
-		c.settle(now, p)
+		if touched[p.names[0]] || touched[p.names[1]] || p.verdict == (nat.Verdict{}) {
+			c.settle(now, p)
+		}
 	}
 }
 
@@ -252,6 +270,7 @@ func (c *coordinator) settle(now time.Time, p *pair) {
 	if p.state != Direct {
 		p.reason = c.why(p)
 	}
+	c.schedule(p)
 	if after := c.view(p); !sameOutcome(before, after) {
 		c.do(record{after})
 	}

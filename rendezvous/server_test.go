@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -420,4 +421,24 @@ func TestBadCommunitiesDirIsAStartError(t *testing.T) {
 	s.config.CommunitiesDir = dir
 	write(t, bad, communityFileOf("b", string(edge2), string(edge3)))
 	s.start()
+}
+
+// An agent that says too much is read later, and what it says is fit to be
+// shown on a terminal.
+func TestTalkativeAgent(t *testing.T) {
+	r := newSite(t).start()
+	p := r.dial(edge1)
+	began := time.Now()
+	p.send(&wire.Hello{Endpoint: endpointOf(edge1), Candidates: []wire.Candidate{}, NoProbe: "no\x1b[2Jnftables"})
+	last := int(paceDepth/networkCost) + 2
+	for i := range last + 1 {
+		p.send(&wire.Network{NAT: wire.NAT{Blocked: fmt.Sprintf("n\n%d", i)}})
+	}
+	snap := r.until("the last word", func(s Snapshot) bool { return nodeIn(s, edge1).NAT.Blocked == fmt.Sprintf("n %d", last) })
+	if took := time.Since(began); took < 3*networkCost {
+		t.Errorf("%d messages were taken in %v, want %v or more", last+1, took, 3*networkCost)
+	}
+	if got := nodeIn(snap, edge1).NoProbe; got != "no [2Jnftables" {
+		t.Errorf("noProbe %q", got)
+	}
 }

@@ -211,6 +211,22 @@ func sayable(err error) string {
 	return err.Error()
 }
 
+// pause waits, and reports whether the session goes on.
+func (s *session) pause(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return true
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-s.closing:
+	case <-ctx.Done():
+	}
+	return false
+}
+
 // read is the only reader of the connection.
 func (s *session) read(ctx context.Context, h *hub) error {
 	_ = s.conn.SetReadDeadline(time.Now().Add(helloTimeout))
@@ -238,6 +254,7 @@ func (s *session) read(ctx context.Context, h *hub) error {
 		return nil
 	})
 	h.welcome(s)
+	var pace pace
 	for {
 		b, err := s.receive()
 		if err != nil {
@@ -259,6 +276,9 @@ func (s *session) read(ctx context.Context, h *hub) error {
 			}
 			joined = true
 		default:
+			if wait := pace.take(time.Now(), costOf(m)); !s.pause(ctx, wait) {
+				continue // to what the connection's end gives
+			}
 			if err := h.receive(ctx, s, m); err != nil {
 				return err
 			}

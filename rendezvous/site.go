@@ -177,7 +177,7 @@ func (n *node) resite() {
 	n.inner = false
 	for _, m := range n.mapped {
 		a := m.Addr.Addr()
-		n.site.Mapped = n.site.Mapped || a == n.observed(a).Addr()
+		n.site.Mapped = n.site.Mapped || a.Is4() && a == n.observed4.Addr() // an opening for IPv6 is none of the NAT's
 		n.inner = n.inner || carriers(a)
 	}
 }

@@ -117,6 +117,20 @@ func TestTwoFamilies(t *testing.T) {
 	}
 }
 
+// An opening in an IPv6 firewall leads past no NAT.
+func TestMappedOverIPv6(t *testing.T) {
+	m := newMachine(t)
+	told := []wire.Candidate{mappedCandidate("[2001:db8::1]:4500"), mappedCandidate("203.0.113.1:6000")}
+	for n, want := range map[int]bool{1: false, 2: true} {
+		m.Online(m.now, &wire.Hello{Endpoint: endpointOf(edge1), Candidates: told[:n]}, 0)
+		m.seen(edge1, "203.0.113.1:4500")
+		m.seen(edge1, "[2001:db8::1]:4500")
+		if s := m.nodes[edge1]; s.site.Mapped != want || len(s.mapped) != n {
+			t.Errorf("%v: mapped %v with %v passed on, want %v", told[:n], s.site.Mapped, s.mapped, want)
+		}
+	}
+}
+
 func TestFamiliesOfHosts(t *testing.T) {
 	for host, want := range map[string][2]bool{
 		"192.168.1.10:4500":  {true, false},

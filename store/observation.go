@@ -29,7 +29,7 @@ type Observation struct {
 // changed says so. Each means is compared with itself, because a NAT with
 // address-and-port-dependent mapping (RFC 4787 Section 4.1) shows another
 // address to every STUN port, and comparing across would record a change with
-// every request.
+// every request. The same goes for the two address families.
 func (s *Store) Observe(node string, o Observation) (changed bool, err error) {
 	operation := fmt.Sprintf("observe node %q", node)
 	if !o.Addr.IsValid() {
@@ -91,7 +91,9 @@ func record(history []Observation, o Observation, limit int) ([]Observation, ver
 	if o.Last.Before(o.At) {
 		o.Last = o.At
 	}
-	i := slices.IndexFunc(history, func(h Observation) bool { return h.Means == o.Means })
+	i := slices.IndexFunc(history, func(h Observation) bool {
+		return h.Means == o.Means && h.Addr.Addr().Is4() == o.Addr.Addr().Is4()
+	})
 	if i >= 0 && history[i].Addr == o.Addr {
 		if o.Last.Sub(history[i].Last) < lastSeenGrain {
 			return history, unchanged

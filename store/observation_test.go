@@ -14,7 +14,7 @@ func seen(addr, means string, at, last time.Duration) Observation {
 }
 
 func TestRecord(t *testing.T) {
-	const a, b = "10.22.45.30:4500", "10.22.45.30:45001"
+	const a, b, six = "10.22.45.30:4500", "10.22.45.30:45001", "[2001:db8::1]:4500"
 	const primary, alternate = "stun:3478", "stun:3479"
 	tests := []struct {
 		name    string
@@ -71,6 +71,13 @@ func TestRecord(t *testing.T) {
 			history: []Observation{seen(b, alternate, time.Second, time.Second), seen(a, primary, 0, 0)},
 			o:       seen(a, primary, 2*time.Minute, 0),
 			want:    []Observation{seen(b, alternate, time.Second, time.Second), seen(a, primary, 0, 2*time.Minute)},
+			verdict: moved,
+		},
+		{
+			name:    "both address families by turns on one port",
+			history: []Observation{seen(six, primary, time.Second, time.Second), seen(a, primary, 0, 0)},
+			o:       seen(a, primary, 2*time.Minute, 0),
+			want:    []Observation{seen(six, primary, time.Second, time.Second), seen(a, primary, 0, 2*time.Minute)},
 			verdict: moved,
 		},
 		{

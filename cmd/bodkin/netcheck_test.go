@@ -31,7 +31,14 @@ func TestMeaning(t *testing.T) {
 			everybody + ", except behind symmetric NATs that count and symmetric NATs with random ports",
 		},
 		"symmetric, random, with port mapping": {
-			nat.NAT{Present: true, Mapping: apd, Filtering: apd, Allocation: nat.Random}, true, everybody,
+			nat.NAT{Present: true, Mapping: apd, Filtering: apd, Allocation: nat.Random, Hops: 2}, true, everybody,
+		},
+		"symmetric, random, with port mapping before a carrier's NAT": {
+			nat.NAT{Present: true, Mapping: apd, Filtering: apd, Allocation: nat.Random, Hops: 3}, true,
+			"at least, " + everybody + ", except behind symmetric NATs that count and symmetric NATs with random ports",
+		},
+		"port-restricted, with port mapping before a carrier's NAT": {
+			nat.NAT{Present: true, Mapping: ei, Filtering: apd, Hops: 3}, true, everybody,
 		},
 		"symmetric by address": {
 			nat.NAT{Present: true, Mapping: ad, Filtering: ad, Allocation: nat.Random}, false,

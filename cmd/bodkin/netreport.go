@@ -71,18 +71,32 @@ func meaning(n nat.NAT, portMapping bool) string {
 		sure = "at least, "
 		n = worst(n)
 	}
-	here := nat.Site{Name: "this node", NAT: n, V4: true, Mapped: portMapping}
-	var except []string
+	// A port of the router's is one of the internet's unless a carrier's NAT is
+	// behind it.
+	mapped := portMapping && n.Hops == oneNAT
+	except := exceptions(nat.Site{Name: "this node", NAT: n, V4: true, Mapped: mapped})
+	if len(except) == 0 {
+		return sure + everybody
+	}
+	if portMapping && !mapped {
+		sure = "at least, "
+	}
+	return sure + everybody + ", except behind " + strings.Join(except, " and ")
+}
+
+const everybody = "direct with everybody whose network lets UDP out"
+
+// oneNAT is the TTL that leaves a single NAT.
+const oneNAT = 2
+
+// exceptions are the kinds of NAT that a peer of here's must not be behind.
+func exceptions(here nat.Site) (behind []string) {
 	for _, p := range peers {
 		if nat.Judge(here, nat.Site{Name: "the peer", NAT: p.nat, V4: true}).Expect != nat.Direct {
-			except = append(except, p.behind)
+			behind = append(behind, p.behind)
 		}
 	}
-	everybody := sure + "direct with everybody whose network lets UDP out"
-	if len(except) == 0 {
-		return everybody
-	}
-	return everybody + ", except behind " + strings.Join(except, " and ")
+	return behind
 }
 
 func worst(n nat.NAT) nat.NAT {

@@ -3,6 +3,7 @@ package lab
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
@@ -156,8 +157,8 @@ func ipHeader(src, dst netip.Addr, size int) []byte {
 // that holds a valid one.
 func checksum(b []byte) uint16 {
 	var sum uint32
-	for i := 0; i < len(b); i += 2 {
-		sum += uint32(b[i])<<8 | uint32(b[i+1])
+	for pair := range slices.Chunk(b, 2) {
+		sum += uint32(binary.BigEndian.Uint16(pair))
 	}
 	for sum > 0xffff {
 		sum = sum&0xffff + sum>>16

@@ -141,8 +141,8 @@ func neighbours(a, b Site) (Verdict, bool) {
 	switch {
 	case a.NAT.Hops <= oneNAT && b.NAT.Hops <= oneNAT, a.NAT.Hops == b.NAT.Hops && sameNetwork(a, b):
 		return direct(ICE, "both are behind one NAT (%s): they reach each other at their own addresses", a.Public)
-	case a.NAT.Hairpin == Yes && b.NAT.Hairpin == Yes:
-		return direct(ICE, "both are behind one carrier NAT (%s), which hairpins", a.Public)
+	case a.NAT.Hairpin == Yes && b.NAT.Hairpin == Yes: // as if they came from two addresses
+		return Verdict{}, false
 	case a.Mapped || b.Mapped: // within the carrier's network
 		return Verdict{}, false
 	case a.NAT.Hairpin == "" || b.NAT.Hairpin == "":

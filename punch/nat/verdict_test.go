@@ -139,6 +139,10 @@ func TestJudgeNeighbours(t *testing.T) {
 	hairpins := func(a Answer) func(*Site) {
 		return func(s *Site) { s.NAT.Mapping, s.NAT.Hairpin = ei, a }
 	}
+	remembersAnd := func(change func(*Site)) func(*Site) {
+		return func(s *Site) { change(s); s.NAT.Poisoned = Yes }
+	}
+	lax := func(s *Site) { s.NAT.Filtering, s.NAT.Hairpin = ei, Yes } // it hairpins to a port that is of no use to another
 	for _, test := range []struct {
 		name   string
 		a, b   Site
@@ -149,7 +153,9 @@ func TestJudgeNeighbours(t *testing.T) {
 		{"two networks of one router", at("192.168.1.2", 2, nil), at("192.168.2.3", 2, nil), "direct: ice", "behind one NAT"},
 		{"hops not measured", at("192.168.1.2", 0, nil), at("192.168.2.3", 0, nil), "direct: ice", "behind one NAT"},
 		{"one home behind a carrier", at("192.168.1.2", 3, nil), at("192.168.1.3", 3, nil), "direct: ice", "behind one NAT"},
-		{"two homes, the carrier hairpins", at("192.168.1.2", 3, hairpins(Yes)), at("192.168.2.3", 3, hairpins(Yes)), "direct: ice", "which hairpins"},
+		{"two homes, the carrier hairpins", at("192.168.1.2", 3, hairpins(Yes)), at("192.168.2.3", 3, hairpins(Yes)), "direct: ice", "both ports are known"},
+		{"two homes whose routers remember, it hairpins", at("192.168.1.2", 3, remembersAnd(hairpins(Yes))), at("192.168.2.3", 3, remembersAnd(hairpins(Yes))), "direct: openers", "remembers"},
+		{"two homes with random ports, it hairpins", at("192.168.1.2", 3, lax), at("192.168.2.3", 3, lax), "relay", "both NATs are symmetric"},
 		{"two homes, it does not", at("192.168.1.2", 3, hairpins(No)), at("192.168.2.3", 3, hairpins(No)), "relay", "it does not hairpin"},
 		{"two homes, one with a mapped port", at("192.168.1.2", 3, func(s *Site) { hairpins(No)(s); s.Mapped = true }), at("192.168.2.3", 3, hairpins(No)), "direct: ice", "both ports are known"},
 		{"two homes with the same first address", at("192.168.1.2", 3, hairpins(No)), at("192.168.1.2", 3, hairpins(No)), "relay", "it does not hairpin"},

@@ -113,8 +113,11 @@ func (l *locator) listen(pc net.PacketConn) error {
 		if err != nil {
 			return err
 		}
+		if udp, ok := from.(*net.UDPAddr); !ok || udp.AddrPort().Addr().Unmap() != l.addr {
+			continue // not counted: others must not be able to end the search
+		}
 		at, err := parseSearchReply(buf[:n])
-		if udp, ok := from.(*net.UDPAddr); !ok || udp.AddrPort().Addr().Unmap() != l.addr || err != nil || !l.owns(at) {
+		if err != nil || !l.owns(at) {
 			l.ignored++
 			continue
 		}

@@ -192,9 +192,11 @@ func (u *upnp) add(ctx context.Context, port uint16) (time.Duration, error) {
 		lifetime = 0
 		err = u.addFor(ctx, port, lifetime)
 	}
+	if upnpError(err) != 0 && owned != ourselves {
+		u.mapped = netip.AddrPort{} // nothing was made: what is there may be another host's
+	}
 	switch upnpError(err) {
 	case upnpConflict, upnpConflictPCP:
-		u.mapped = netip.AddrPort{}
 		return 0, errTaken
 	case upnpSamePortRequired:
 		return 0, fmt.Errorf("%w: the router maps %d to no other outside port, and that one is taken", ErrRefused, u.inside)

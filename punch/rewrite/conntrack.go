@@ -10,6 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The library asks for the byte order at its first use and keeps it in an
+// unguarded variable: ask before there are goroutines.
+var _ = nl.NativeEndian()
+
 // conntrack deletes entries of the kernel's connection tracking. It is not
 // safe for concurrent use.
 //

@@ -29,6 +29,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/google/nftables"
@@ -159,8 +160,7 @@ func (t *Table) Set(owner string, f Flow, port uint16) error {
 	if err := rule.validate(); err != nil {
 		return fmt.Errorf("rewrite: set: %w", err)
 	}
-	replaced := func(r installed) bool { return r.owner == owner || r.rewrites && r.Flow == f }
-	if err := t.change(replaced, rule); err != nil {
+	if err := t.change(func(o string) bool { return o == owner }, rule); err != nil {
 		return fmt.Errorf("rewrite: set port %d towards %s for %s: %w", port, f.Peer, owner, err)
 	}
 	return nil
@@ -168,7 +168,7 @@ func (t *Table) Set(owner string, f Flow, port uint16) error {
 
 // Remove removes all of the owner's rules. To have none is no error.
 func (t *Table) Remove(owner string) error {
-	if err := t.change(func(r installed) bool { return r.owner == owner }); err != nil {
+	if err := t.change(func(o string) bool { return o == owner }); err != nil {
 		return fmt.Errorf("rewrite: remove rules of %s: %w", owner, err)
 	}
 	return nil
@@ -176,7 +176,7 @@ func (t *Table) Remove(owner string) error {
 
 // Sweep removes the rules whose owner is not to be kept.
 func (t *Table) Sweep(keep func(owner string) bool) error {
-	if err := t.change(func(r installed) bool { return !keep(r.owner) }); err != nil {
+	if err := t.change(func(o string) bool { return !keep(o) }); err != nil {
 		return fmt.Errorf("rewrite: sweep: %w", err)
 	}
 	return nil
@@ -217,25 +217,30 @@ func (t *Table) list() ([]installed, error) {
 	return all, nil
 }
 
-// change deletes the rules that are doomed and adds those of a rewrite, in one
-// transaction. Then it makes conntrack forget the flows of the rewrites that
-// were added or deleted.
+// change deletes the rules of owners that are gone, or that have a flow which is
+// added, and adds those of a rewrite, in one transaction. Then it makes
+// conntrack forget the flows of the rewrites that were added or deleted.
 //
 // The order is what makes it safe against packets that are sent meanwhile: with
 // the rules in force conntrack can only make entries that agree with them, and
 // after the grace period no packet is under way that has passed the old ones.
 // An entry that does not agree is from before, and is deleted now.
-func (t *Table) change(doomed func(installed) bool, added ...Rule) error {
+func (t *Table) change(gone func(owner string) bool, added ...Rule) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	all, err := t.list()
 	if err != nil {
 		return err
 	}
+	without := map[string]bool{}
+	for _, r := range all {
+		taken := r.rewrites && slices.ContainsFunc(added, func(a Rule) bool { return a.Flow == r.Flow })
+		without[r.owner] = without[r.owner] || taken || gone(r.owner)
+	}
 	changed := added
 	var deleted []installed
 	for _, r := range all {
-		if doomed(r) {
+		if without[r.owner] {
 			deleted = append(deleted, r)
 			if r.rewrites {
 				changed = append(changed, r.Rule)

@@ -220,6 +220,11 @@ func TestSet(t *testing.T) {
 				}
 				begin(t, p)
 				p.wantRewritten(t, hit)
+				wantRules(t, table, Rule{"b", toPeer, hit})
+				if err := table.Remove("b"); err != nil {
+					t.Fatalf("Remove: %v", err)
+				}
+				wantNoTable(t, p.host)
 			})
 		}
 	}

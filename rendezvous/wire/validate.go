@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // Bounds on what one message may carry. They keep a hostile peer from turning
@@ -168,8 +169,15 @@ func (p Policy) Validate() error {
 	return nil
 }
 
-// Clip shortens a text to what a message may carry.
+// Clip makes a text one line of what a message may carry. Nothing that would
+// steer the terminal it is shown on passes.
 func Clip(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
 	if len(s) <= MaxText {
 		return s
 	}

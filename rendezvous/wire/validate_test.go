@@ -204,15 +204,17 @@ func TestValidate(t *testing.T) {
 
 func TestClip(t *testing.T) {
 	for s, want := range map[string]string{
-		"":                      "",
-		text(MaxText):           text(MaxText),
-		text(MaxText + 1):       text(MaxText),
-		text(MaxText-1) + "é":   text(MaxText - 1),
-		text(MaxText-2) + "é":   text(MaxText-2) + "é",
-		text(MaxText-2) + "éxx": text(MaxText-2) + "é",
+		"":                                    "",
+		text(MaxText):                         text(MaxText),
+		text(MaxText + 1):                     text(MaxText),
+		text(MaxText-1) + "é":                 text(MaxText - 1),
+		text(MaxText-2) + "é":                 text(MaxText-2) + "é",
+		text(MaxText-2) + "éxx":               text(MaxText-2) + "é",
+		"nft: not there\n\x1b[2Jzürich\u202e": "nft: not there  [2Jzürich ",
+		"\xff":                                "\ufffd",
 	} {
 		if got := Clip(s); got != want {
-			t.Errorf("%d bytes become %d, want %d", len(s), len(got), len(want))
+			t.Errorf("%d bytes become %d, want %d: %.40q", len(s), len(got), len(want), got)
 		}
 		if err := (&Bye{Reason: Clip(s)}).Validate(); err != nil {
 			t.Error(err)

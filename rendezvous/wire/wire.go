@@ -40,10 +40,9 @@ var (
 	ErrInvalid  = errors.New("invalid message")
 )
 
-// Message is one of the protocol's messages: *Hello, *Network, *Report (agent
-// to rendezvous), *Welcome, *Peers, *Punch, *Trickle, *Cancel,
-// *Retry, *Bye
-// (rendezvous to agent).
+// Message is one of the protocol's messages: *Hello, *Network, *Prepared, *Report
+// (agent to rendezvous), *Welcome, *Peers, *Prepare, *Punch, *Trickle, *Cancel,
+// *Retry, *Bye (rendezvous to agent).
 type Message interface {
 	// Type is the frame's "type".
 	Type() string
