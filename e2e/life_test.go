@@ -280,7 +280,7 @@ func TestReasonFromTheStart(t *testing.T) {
 	names := []*Node{{Name: "beijing.edge1"}, {Name: "beijing.edge2"}}
 	must(t, c.Apply(ctx, "all-edges", names...))
 	a, _ := edge(ctx, t, c, "edge1", lab.Symmetric)
-	b, _ := edge(ctx, t, c, "edge2", lab.PortRestricted)
+	b, _ := edge(ctx, t, c, "edge2", lab.Symmetric)
 	p, err := c.WaitPair(ctx, a, b, func(p *Pair) bool { return p.Failed() })
 	must(t, err)
 	if p.Attempts != 1 || !strings.Contains(p.Reason, "symmetric") {

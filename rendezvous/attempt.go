@@ -34,6 +34,9 @@ const (
 	// for 30 s.
 	probeRetryMin = 30 * time.Second
 	probeRetryMax = time.Hour
+	// maxPredictions in a row that miss are not bad luck: something behind the
+	// same NAT takes ports all the time.
+	maxPredictions = 3
 	// retryJitter spreads the retries of pairs that broke together.
 	retryJitter = 0.2
 	// maxPackets bounds what an agent may claim to have sent in an attempt.
@@ -42,8 +45,7 @@ const (
 
 type attempt struct {
 	id wire.AttemptID
-	// verdict is what it was begun on; strategy is what was ordered, less than
-	// the verdict's if no prediction came.
+	// verdict is what it was begun on, strategy what was made of it.
 	verdict  nat.Verdict
 	strategy nat.Strategy
 	deadline time.Time
@@ -83,9 +85,9 @@ func (p *pair) silent() string {
 // has to say.
 func (c *coordinator) begin(now time.Time, p *pair) {
 	p.total++
-	p.latest, p.started[rank(p.verdict.Strategy)] = now, now
+	a := &attempt{id: wire.AttemptID(c.token(8)), verdict: p.verdict, strategy: c.strategy(p), preparing: true}
+	p.latest, p.started[rank(a.strategy)] = now, now
 	p.retry(now)
-	a := &attempt{id: wire.AttemptID(c.token(8)), verdict: p.verdict, strategy: p.verdict.Strategy, preparing: true}
 	p.attempt = a
 	for i, name := range p.names {
 		c.running[name]++
@@ -129,7 +131,7 @@ func (c *coordinator) order(now time.Time, p *pair) {
 	for i, name := range p.names {
 		predicted[i] = c.nodes[name].predict(a.prepared[i])
 		if a.asked[i] && predicted[i] == nil {
-			a.strategy = nat.Openers
+			a.strategy = c.unpredicted(p)
 		}
 	}
 	creds := [2]wire.Credentials{
@@ -169,6 +171,7 @@ func (c *coordinator) fail(now time.Time, p *pair, reason string, from wire.Node
 	least, most := retryMin, retryMax
 	if a := p.attempt; a != nil {
 		c.callOff(p, from, reason)
+		p.sixFailed = true
 		if a.strategy == nat.Probe {
 			least, most = probeRetryMin, probeRetryMax
 		}
@@ -198,7 +201,7 @@ func (c *coordinator) backoff(tries int, least, most time.Duration) time.Duratio
 // reset lets the next attempt start at once: something happened that may
 // change its outcome.
 func (c *coordinator) reset(now time.Time, p *pair) {
-	p.tries, p.failure = 0, ""
+	p.tries, p.failure, p.sixFailed = 0, "", false
 	p.retry(now)
 }
 
@@ -212,12 +215,12 @@ func (p *pair) retry(t time.Time) {
 
 // due is when the next attempt may start: not too soon after the last one of
 // its strategy, whatever was reason to begin anew.
-func (p *pair) due() time.Time {
-	pause := retryMin
-	if p.verdict.Strategy == nat.Probe {
+func (c *coordinator) due(p *pair) time.Time {
+	strategy, pause := c.strategy(p), retryMin
+	if strategy == nat.Probe {
 		pause = probeRetryMin
 	}
-	if started := p.started[rank(p.verdict.Strategy)]; started.Add(pause).After(p.retryAt) && !started.IsZero() {
+	if started := p.started[rank(strategy)]; started.Add(pause).After(p.retryAt) && !started.IsZero() {
 		return started.Add(pause)
 	}
 	return p.retryAt
@@ -262,13 +265,43 @@ func (c *coordinator) end(p *pair) {
 	}
 }
 
+// strategy is what the next attempt makes of the pair's verdict.
+func (c *coordinator) strategy(p *pair) nat.Strategy {
+	switch s := p.verdict.Strategy; {
+	case s == nat.Probe && p.state == Direct && p.tries == 0:
+		return nat.Openers // only to watch a tunnel that stands: its way is open
+	case s == nat.Predict && p.tries >= maxPredictions:
+		return c.unpredicted(p)
+	default:
+		return s
+	}
+}
+
+// unpredicted is what takes the place of a prediction: a port that was not
+// foreseen can still be searched for, if it is the only one.
+func (c *coordinator) unpredicted(p *pair) nat.Strategy {
+	hidden := 0
+	for _, name := range p.names {
+		if k := c.nodes[name].known(); k.hidden() {
+			hidden++
+			if k.site.NoProbe != "" {
+				return nat.Openers
+			}
+		}
+	}
+	if hidden != 1 {
+		return nat.Openers
+	}
+	return nat.Probe
+}
+
 // strains reports whether an attempt on the pair's verdict is too much for the
 // NAT of a side beside another one: a search makes hundreds of mappings in the
 // router of the one side and thousands of flows in that of the other, and what
 // counts was computed for the next mappings, not for those after another
 // attempt's.
 func (c *coordinator) strains(p *pair, side int) bool {
-	switch p.verdict.Strategy {
+	switch c.strategy(p) {
 	case nat.Probe:
 		return true
 	case nat.Predict:

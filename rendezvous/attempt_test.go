@@ -1,6 +1,7 @@
 package rendezvous
 
 import (
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -83,28 +84,78 @@ func TestPrepareBothSides(t *testing.T) {
 	}
 }
 
-// Without a prediction the pair is tried with what is left.
+// Without a prediction the port is searched for, if it is the only one and its
+// side can open many; else the pair is tried with what is left.
 func TestPrepareFails(t *testing.T) {
-	for name, fail := range map[string]func(*machine) []action{
+	fails := map[string]func(*machine) []action{
 		"not found out": func(m *machine) []action { return m.prepared(edge2, 0, 0) },
 		"no answer":     func(m *machine) []action { return m.tick(prepareTimeout) },
+	}
+	for name, tc := range map[string]struct {
+		first wire.NAT
+		want  wire.Strategy
+		parts [2]wire.ProbePart
+	}{
+		"one counts": {portRestricted, wire.StrategyProbe, [2]wire.ProbePart{wire.PartSearch, wire.PartOpen}},
+		"both count": {sequential, wire.StrategyOpeners, [2]wire.ProbePart{}},
 	} {
-		t.Run(name, func(t *testing.T) {
-			m := newMachine(t, community("all", edge1, edge2))
-			m.joinBehind(portRestricted, sequential)
-			orders := sent[*wire.Punch](t, fail(m))
-			if len(orders) != 2 || orders[edge1].Strategy != wire.StrategyOpeners || countOf(orders[edge1].Candidates, wire.Predicted) != 0 {
-				t.Errorf("orders %+v", orders)
-			}
-			// The verdict has not changed, so nothing is begun anew.
-			if got := m.tell(edge2, sequential); len(sent[*wire.Cancel](t, got)) != 0 {
-				t.Errorf("%v", got)
-			}
-			m.report(edge1, edge2, wire.OutcomeFailed, m.attempt(edge1, edge2))
-			if v := m.pair(edge1, edge2); v.Strategy != nat.Openers || v.Verdict.Strategy != nat.Predict || v.Attempts != 1 {
-				t.Errorf("%+v", v)
-			}
-		})
+		for how, fail := range fails {
+			t.Run(name+", "+how, func(t *testing.T) {
+				m := newMachine(t, community("all", edge1, edge2))
+				m.joinBehind(tc.first, sequential)
+				if tc.first == sequential {
+					m.prepared(edge1, 3000, 1)
+				}
+				orders := sent[*wire.Punch](t, fail(m))
+				if len(orders) != 2 || orders[edge1].Strategy != tc.want || orders[edge2].Strategy != tc.want ||
+					[2]wire.ProbePart{orders[edge1].Part, orders[edge2].Part} != tc.parts || countOf(orders[edge1].Candidates, wire.Predicted) != 0 {
+					t.Fatalf("orders %+v", orders)
+				}
+				// The verdict has not changed, so nothing is begun anew.
+				if got := m.tell(edge2, sequential); len(sent[*wire.Cancel](t, got)) != 0 {
+					t.Errorf("%v", got)
+				}
+				m.report(edge1, edge2, wire.OutcomeFailed, m.attempt(edge1, edge2))
+				if v := m.pair(edge1, edge2); wire.Strategy(v.Strategy) != tc.want || v.Verdict.Strategy != nat.Predict || v.Attempts != 1 {
+					t.Errorf("%+v", v)
+				}
+			})
+		}
+	}
+}
+
+// Predictions that miss again and again give way to a search.
+func TestPredictionsMiss(t *testing.T) {
+	m := newMachine(t, community("all", edge1, edge2))
+	m.joinBehind(portRestricted, sequential)
+	for range maxPredictions {
+		orders := sent[*wire.Punch](t, m.prepared(edge2, 2000, 1))
+		if o := orders[edge1]; o == nil || o.Strategy != wire.StrategyPredict {
+			t.Fatalf("orders %+v, want a prediction", orders)
+		}
+		m.report(edge1, edge2, wire.OutcomeFailed, m.attempt(edge1, edge2))
+		m.tick(retryMax)
+	}
+	if p := m.pairs[both12]; p.attempt == nil || p.attempt.strategy != nat.Probe {
+		t.Errorf("after %d predictions: %+v, want a search", maxPredictions, p.attempt)
+	}
+}
+
+// IPv6 at both ends that leads nowhere does not keep IPv4 from what it needs.
+func TestIPv6Fails(t *testing.T) {
+	m := newMachine(t, community("all", edge1, edge2))
+	m.joinBehind(portRestricted, symmetric)
+	m.report(edge1, edge2, wire.OutcomeFailed, m.attempt(edge1, edge2))
+	for name, at := range map[wire.NodeName]string{edge1: "[2001:db8:1::1]:4500", edge2: "[2001:db8:2::1]:4500"} {
+		m.coordinator.Observed(m.now, name, netip.MustParseAddrPort(at))
+	}
+	m.tick(retryMax)
+	if v := m.pair(edge1, edge2); v.Verdict.Strategy != nat.ICE || !v.Punching {
+		t.Fatalf("%+v, want an attempt over IPv6", v)
+	}
+	m.report(edge1, edge2, wire.OutcomeFailed, m.attempt(edge1, edge2))
+	if v := m.pair(edge1, edge2); v.Verdict.Strategy != nat.Probe {
+		t.Errorf("after it failed: %+v, want a search", v.Verdict)
 	}
 }
 

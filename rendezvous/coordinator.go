@@ -82,6 +82,9 @@ type pair struct {
 	failure string
 	// succeeded is the attempt that led to the tunnel that stands.
 	succeeded wire.AttemptID
+	// sixFailed: an attempt has failed, so that IPv6 at both ends is no reason
+	// to expect a path.
+	sixFailed bool
 	// tries counts attempts since the last success or reset, total all.
 	tries, total int
 	// latest is when the last attempt started, started the same by the rank of
@@ -328,7 +331,7 @@ func (c *coordinator) schedule(p *pair) {
 	case p.attempt != nil:
 		at = p.attempt.deadline
 	case c.wants(p) && c.free(p):
-		at = p.due()
+		at = c.due(p)
 	}
 	c.agenda.set(p, at)
 }

@@ -209,7 +209,7 @@ func (m *machine) checkNext() {
 		case p.attempt != nil:
 			want = p.attempt.deadline
 		case m.wants(p) && m.free(p):
-			want = p.due()
+			want = m.due(p)
 		}
 		if p.place > 0 {
 			planned++

@@ -264,7 +264,7 @@ func (c *coordinator) settle(now time.Time, p *pair) {
 		}
 		p.state, p.remembered = state, ""
 	}
-	if c.wants(p) && c.free(p) && !now.Before(p.due()) {
+	if c.wants(p) && c.free(p) && !now.Before(c.due(p)) {
 		c.begin(now, p)
 	}
 	if p.state != Direct {
@@ -320,7 +320,7 @@ func (c *coordinator) view(p *pair) PairView {
 		v.Strategy, v.Packets = p.last.strategy, p.last.packets[0]+p.last.packets[1]
 	}
 	if c.wants(p) {
-		v.RetryAt = p.due()
+		v.RetryAt = c.due(p)
 	}
 	for i, s := range p.sides {
 		if s.path.Remote.IsValid() {

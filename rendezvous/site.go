@@ -16,6 +16,10 @@ import (
 const (
 	maxHosts  = 8
 	maxMapped = 4
+	// maxElsewhere is how many public IPv4 addresses a node may claim as its own
+	// without having been observed there: its peers will send checks to them,
+	// whoever they belong to. Some hosts do have two lines.
+	maxElsewhere = 2
 	// maxPredicted is how far other traffic through a counting NAT may have
 	// moved it on between the prediction and the attempt.
 	maxPredicted = 8
@@ -130,6 +134,9 @@ func (c *coordinator) wrong(n *node, candidate wire.Candidate) (refusalCause, st
 		if len(n.hosts) == maxHosts {
 			return causeMany, fmt.Sprintf("more than %d host candidates", maxHosts)
 		}
+		if n.elsewhere(candidate) && countIf(n.hosts, n.elsewhere) == maxElsewhere {
+			return causeMany, fmt.Sprintf("more than %d public host candidates at addresses where the node is not observed", maxElsewhere)
+		}
 		return "", ""
 	}
 	if seen := *n.observed(addr); seen.IsValid() && seen.Addr() != addr && !carriers(addr) {
@@ -139,6 +146,22 @@ func (c *coordinator) wrong(n *node, candidate wire.Candidate) (refusalCause, st
 		return causeMany, fmt.Sprintf("more than %d mapped candidates", maxMapped)
 	}
 	return "", ""
+}
+
+// elsewhere reports whether a candidate is a public IPv4 address that the node
+// was not observed at.
+func (n *node) elsewhere(c wire.Candidate) bool {
+	a := c.Addr.Addr()
+	return a.Is4() && !carriers(a) && a != n.observed4.Addr()
+}
+
+func countIf(cs []wire.Candidate, is func(wire.Candidate) bool) (n int) {
+	for _, c := range cs {
+		if is(c) {
+			n++
+		}
+	}
+	return n
 }
 
 // tunnelled finds the node that has an address in its subnets.

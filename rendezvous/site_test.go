@@ -37,6 +37,7 @@ func TestCandidatesAreSifted(t *testing.T) {
 		maps = append(maps, mappedCandidate(fmt.Sprintf("203.0.113.1:%d", 1024+i)))
 	}
 	seen := srflxCandidate("203.0.113.1:4500")
+	elsewhere := []wire.Candidate{hostCandidate("198.51.100.7:4500"), hostCandidate("198.51.100.8:4500"), hostCandidate("198.51.100.9:4500")}
 	tests := []struct {
 		name   string
 		told   []wire.Candidate
@@ -51,6 +52,7 @@ func TestCandidatesAreSifted(t *testing.T) {
 		{"mapped at a second router's", []wire.Candidate{mappedCandidate("192.168.0.2:4500")}, []wire.Candidate{mappedCandidate("192.168.0.2:4500")}, nil, false},
 		{"mapped inside a tunnel", []wire.Candidate{{Kind: wire.Mapped, Addr: inside.Addr}}, nil, []refusalCause{causeSubnet}, false},
 		{"mapped in a family that is not observed", []wire.Candidate{mappedCandidate("[2001:db8::1]:4500")}, nil, nil, false},
+		{"public hosts nobody has seen it at", elsewhere, elsewhere[:maxElsewhere], []refusalCause{causeMany}, false},
 		{"too many mappings", maps, maps[:maxMapped], []refusalCause{causeMany}, true},
 	}
 	for _, tt := range tests {

@@ -86,6 +86,9 @@ func judge(names [2]wire.NodeName, nodes [2]*known, l limit) nat.Verdict {
 		}
 	}
 	for i, n := range nodes {
+		if blocked := nodes[1-i].site.NAT.Blocked; n.kind == wire.Connector && blocked != "" {
+			return nat.Verdict{Expect: nat.Relay, Strategy: strategyPublic, Reason: "UDP does not leave the network of " + string(names[1-i]) + ": " + blocked}
+		}
 		if n.kind == wire.Connector {
 			return nat.Verdict{Expect: nat.Direct, Strategy: strategyPublic, Reason: string(names[i]) + " is a connector, reached at its public address"}
 		}
@@ -113,7 +116,11 @@ func judge(names [2]wire.NodeName, nodes [2]*known, l limit) nat.Verdict {
 
 // verdict judges a pair.
 func (c *coordinator) verdict(p *pair) nat.Verdict {
-	return judge(p.names, [2]*known{c.nodes[p.names[0]].known(), c.nodes[p.names[1]].known()}, p.limit)
+	nodes := [2]*known{c.nodes[p.names[0]].known(), c.nodes[p.names[1]].known()}
+	if p.sixFailed && nodes[0] != nil && nodes[1] != nil && nodes[0].site.V4 && nodes[1].site.V4 {
+		nodes[0].site.V6, nodes[1].site.V6 = false, false
+	}
+	return judge(p.names, nodes, p.limit)
 }
 
 // policy is the strictest that holds for a pair.

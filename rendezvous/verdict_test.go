@@ -59,6 +59,7 @@ func TestJudge(t *testing.T) {
 	}{
 		{"never online", site(edge1, symmetric, "203.0.113.1"), nil, limit{}, expectUnknown, "", "beijing.edge2 has never been online"},
 		{"a connector", site(edge1, symmetric, "203.0.113.1"), hub, limit{}, nat.Direct, strategyPublic, "is a connector"},
+		{"a connector, from a network without UDP", site(edge1, wire.NAT{Blocked: "no answer"}, "203.0.113.1"), hub, limit{}, nat.Relay, strategyPublic, "UDP does not leave the network of beijing.edge1: no answer"},
 		{"a connector is no punch to forbid", site(edge1, symmetric, "203.0.113.1"), hub, limit{nat.Never, "quiet"}, nat.Direct, strategyPublic, "is a connector"},
 		{"probe", site(edge1, symmetric, "203.0.113.1"), site(edge2, portRestricted, "203.0.113.2"), limit{}, nat.Direct, nat.Probe, "random ports"},
 		{"forbidden by the community", site(edge1, symmetric, "203.0.113.1"), site(edge2, portRestricted, "203.0.113.2"),
@@ -215,6 +216,25 @@ func TestVerdictLeavesTheTunnel(t *testing.T) {
 	v := m.pair(edge1, edge2)
 	if v.State != Direct || v.Verdict.Strategy != nat.Probe {
 		t.Errorf("%s, verdict %+v", v.State, v.Verdict)
+	}
+}
+
+// A tunnel that stands and nobody watches, as after a restart, is not searched
+// for again: its way is open. If it is not, the search follows.
+func TestStandingIsNotSearched(t *testing.T) {
+	m := newMachine(t, community("all", edge1, edge2))
+	for name, n := range map[wire.NodeName]wire.NAT{edge1: symmetric, edge2: portRestricted} {
+		m.hello(name, wire.Tunnel{Peer: map[wire.NodeName]wire.NodeName{edge1: edge2, edge2: edge1}[name]})
+		m.nodes[name].nat = n
+	}
+	orders := sent[*wire.Punch](t, append(m.seen(edge1, "203.0.113.1:4500"), m.seen(edge2, "203.0.113.2:4500")...))
+	if o := orders[edge1]; o == nil || o.Strategy != wire.StrategyOpeners {
+		t.Fatalf("orders %+v", orders)
+	}
+	m.report(edge1, edge2, wire.OutcomeFailed, m.attempt(edge1, edge2))
+	m.tick(retryMax)
+	if p := m.pairs[both12]; p.attempt == nil || p.attempt.strategy != nat.Probe {
+		t.Errorf("then %+v, want a search", p.attempt)
 	}
 }
 

@@ -17,12 +17,12 @@ trap '[ -z "$machine" ] || kill "$machine" 2>/dev/null; rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
 root=$work/root
 
-# Far beyond the 5 minutes that it takes, emulated, on two cores.
+# Far beyond the 8 minutes that it takes, emulated, on two busy cores.
 limit=30m
 memory=2G
 
 # What the lab and Bodkin run.
-programs="ip nft conntrack ping mount umount swanctl kmod /usr/lib/ipsec/charon /usr/lib/ipsec/_updown"
+programs="ip ss nft conntrack miniupnpd ping mount umount swanctl kmod /usr/lib/ipsec/charon /usr/lib/ipsec/_updown"
 
 # Kernel modules: ESP and its crypto, NAT, and the lab's own links.
 modules="kernel/net/ipv4 kernel/net/ipv6 kernel/net/xfrm kernel/net/key kernel/net/netfilter

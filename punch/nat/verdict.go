@@ -138,9 +138,12 @@ func neighbours(a, b Site) (Verdict, bool) {
 	if !a.Public.IsValid() || a.Public != b.Public || !a.NAT.Present || !b.NAT.Present {
 		return Verdict{}, false
 	}
+	counted := a.NAT.Hops > 0 && b.NAT.Hops > 0
 	switch {
-	case a.NAT.Hops <= oneNAT && b.NAT.Hops <= oneNAT, a.NAT.Hops == b.NAT.Hops && sameNetwork(a, b):
+	case counted && a.NAT.Hops <= oneNAT && b.NAT.Hops <= oneNAT, a.NAT.Hops == b.NAT.Hops && sameNetwork(a, b):
 		return direct(ICE, "both are behind one NAT (%s): they reach each other at their own addresses", a.Public)
+	case !counted:
+		return direct(Openers, "both come from one public address (%s); it is not known whether from one network", a.Public)
 	case a.NAT.Hairpin == Yes && b.NAT.Hairpin == Yes: // as if they came from two addresses
 		return Verdict{}, false
 	case a.Mapped || b.Mapped: // within the carrier's network

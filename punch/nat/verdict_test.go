@@ -151,7 +151,8 @@ func TestJudgeNeighbours(t *testing.T) {
 	}{
 		{"one LAN", at("192.168.1.2", 2, nil), at("192.168.1.3", 2, nil), "direct: ice", "behind one NAT (203.0.113.7)"},
 		{"two networks of one router", at("192.168.1.2", 2, nil), at("192.168.2.3", 2, nil), "direct: ice", "behind one NAT"},
-		{"hops not measured", at("192.168.1.2", 0, nil), at("192.168.2.3", 0, nil), "direct: ice", "behind one NAT"},
+		{"hops not measured, one LAN", at("192.168.1.2", 0, nil), at("192.168.1.3", 0, nil), "direct: ice", "behind one NAT"},
+		{"hops not measured", at("192.168.1.2", 0, nil), at("192.168.2.3", 0, nil), "direct: openers", "not known whether from one network"},
 		{"one home behind a carrier", at("192.168.1.2", 3, nil), at("192.168.1.3", 3, nil), "direct: ice", "behind one NAT"},
 		{"two homes, the carrier hairpins", at("192.168.1.2", 3, hairpins(Yes)), at("192.168.2.3", 3, hairpins(Yes)), "direct: ice", "both ports are known"},
 		{"two homes whose routers remember, it hairpins", at("192.168.1.2", 3, remembersAnd(hairpins(Yes))), at("192.168.2.3", 3, remembersAnd(hairpins(Yes))), "direct: openers", "remembers"},
