@@ -104,7 +104,7 @@ func (r *run) firstPath(ctx context.Context, session *punch.Session) (wire.Path,
 		return wire.Path{}, err
 	}
 	search := r.beginSearch(ctx, session)
-	defer search.end()
+	defer search.end() //nolint:errcheck // told by awaitPath, where it matters
 	if strategyOf(r.order.Strategy) != wire.StrategyICE {
 		r.openers(session)
 		search.begin()

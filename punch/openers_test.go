@@ -120,7 +120,7 @@ func ttlPair(t testing.TB, natA, natB vnet.NATType) (a, b *peer, connA, connB *t
 	hostA := in.addHost(in.addSite("203.0.113.10", "192.168.1", natA), "192.168.1.10")
 	hostB := in.addHost(in.addSite("203.0.113.20", "192.168.2", natB), "192.168.2.20")
 	in.start(STUNCredential{})
-	make := func(n *vnet.Net, addr string) (*peer, *ttlNet) {
+	join := func(n *vnet.Net, addr string) (*peer, *ttlNet) {
 		conn := &ttlNet{PacketConn: listen(t, n, addr)}
 		p := &peer{port: openPort(t, conn), base: netip.MustParseAddrPort(addr)}
 		var err error
@@ -128,8 +128,8 @@ func ttlPair(t testing.TB, natA, natB vnet.NATType) (a, b *peer, connA, connB *t
 		must(t, err)
 		return p, conn
 	}
-	a, connA = make(hostA, "192.168.1.10:4500")
-	b, connB = make(hostB, "192.168.2.20:4500")
+	a, connA = join(hostA, "192.168.1.10:4500")
+	b, connB = join(hostB, "192.168.2.20:4500")
 	return a, b, connA, connB
 }
 

@@ -147,7 +147,7 @@ func TestIPv6Fails(t *testing.T) {
 	m.joinBehind(portRestricted, symmetric)
 	m.report(edge1, edge2, wire.OutcomeFailed, m.attempt(edge1, edge2))
 	for name, at := range map[wire.NodeName]string{edge1: "[2001:db8:1::1]:4500", edge2: "[2001:db8:2::1]:4500"} {
-		m.coordinator.Observed(m.now, name, netip.MustParseAddrPort(at))
+		m.Observed(m.now, name, netip.MustParseAddrPort(at))
 	}
 	m.tick(retryMax)
 	if v := m.pair(edge1, edge2); v.Verdict.Strategy != nat.ICE || !v.Punching {

@@ -357,7 +357,7 @@ func (w *world) begun(id PairID, attempt wire.AttemptID, rank int) {
 		case started.IsZero():
 		case r >= rank && pause < retryMin:
 			w.t.Errorf("%s: an attempt %v after the last", id, pause)
-		case r == rank && r == 2 && pause < probeRetryMin && !moved:
+		case r == rank && rank == ranks-1 && pause < probeRetryMin && !moved:
 			w.t.Errorf("%s: a search %v after the last", id, pause)
 		}
 	}
