@@ -18,7 +18,7 @@ trap 'exit 1' INT TERM
 root=$work/root
 
 # Far beyond the 8 minutes that it takes, emulated, on two busy cores.
-limit=30m
+limit=20m
 memory=2G
 
 # What the lab and Bodkin run.
@@ -94,24 +94,30 @@ build_root() {
 	CGO_ENABLED=0 go test -c -tags kernelesp -o "$root/e2e.test" ./e2e
 }
 
+# boot runs the guest; false if it ended, or was ended, without a result. The
+# second serial port is how the guest tells the tests' exit status.
 boot() {
-	(cd "$root" && find . | cpio -o -H newc --quiet) | gzip -1 >"$work/initramfs.gz"
-	# The second serial port is how the guest tells the tests' exit status.
+	rm -f "$work/status"
 	timeout $limit qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m $memory \
 		-nodefaults -no-user-config -display none -no-reboot -nic none \
 		-kernel "$image/boot/vmlinuz-$version" -initrd "$work/initramfs.gz" \
 		-append "console=ttyS0 quiet panic=-1" \
 		-serial stdio -serial "file:$work/status" </dev/null &
 	machine=$! # in the background, so that a signal to this shell ends it
-	wait $machine || fail "the guest ended with status $? (124: it took longer than $limit)"
+	wait $machine || echo "e2e-kernel: the guest ended with status $? (124: it took longer than $limit)" >&2
 	machine=
+	[ -s "$work/status" ]
 }
 
 unpack_kernel
 build_root
 printf '%s\n' "$@" >"$root/args"
-echo "e2e-kernel: booting Linux $version"
-boot
-status=$(tr -d '\r\n' <"$work/status")
-[ -n "$status" ] || fail "the guest ended without a result"
-exit "$status"
+(cd "$root" && find . | cpio -o -H newc --quiet) | gzip -1 >"$work/initramfs.gz"
+echo "e2e-kernel: booting Linux $version${*:+, tests: $*}"
+# An emulated kernel on a busy machine can lock up. That is no result, and is
+# said; a test that fails is one, and is final.
+boot || {
+	echo "e2e-kernel: NO RESULT, booting a second time" >&2
+	boot
+} || fail "no result twice"
+exit "$(tr -d '\r\n' <"$work/status")"
