@@ -108,6 +108,16 @@ func (d *Daemon) endRewrites(ctx context.Context, now time.Time) {
 	}
 }
 
+// dropUnused removes the rewrite of a connection whose tunnel does not run
+// through it.
+func (d *Daemon) dropUnused(t *tunnel) {
+	var path wire.Path
+	if t.standing {
+		path = t.path
+	}
+	d.rewrites.settle(string(t.name()), path)
+}
+
 // inUse reports whether a tunnel runs through a rewrite, or may soon.
 func (d *Daemon) inUse(r rewrite.Rule) bool {
 	name := wire.NodeName(r.Owner)

@@ -58,9 +58,11 @@ type Daemon struct {
 	api     net.Listener
 
 	// What follows belongs to the goroutine of Run.
-	port    *punch.Port
-	tunnels map[wire.NodeName]*tunnel
-	runs    map[wire.NodeName]*running
+	port *punch.Port
+	// addresses tells when port has to move.
+	addresses addresses
+	tunnels   map[wire.NodeName]*tunnel
+	runs      map[wire.NodeName]*running
 	// listed: the rendezvous has told who our peers are.
 	listed    bool
 	lastRun   runID
@@ -82,8 +84,10 @@ type Daemon struct {
 	localNAT atomic.Pointer[wire.NAT]
 	// sessionAddr is where this session was observed last; zero until then.
 	sessionAddr netip.Addr
-	watches     []*networkWatch
-	rewrites    rewrites
+	// publicAt is where each family was observed last, in whichever session.
+	publicAt [2]netip.Addr
+	watches  []*networkWatch
+	rewrites rewrites
 	// ending are the connections taken out of charon, and when, whose rewrites
 	// stand until it is done with them.
 	ending    map[string]time.Time
@@ -150,7 +154,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		}
 		return err
 	}
-	defer d.port.Close()
+	defer func() { d.port.Close() }() // the one that is open then
 	d.rewrites = openRewrites(d.log, d.owned.has)
 	defer d.rewrites.close()
 	services.Go(func() { d.predictor.run(ctx) })
@@ -207,6 +211,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 			}
 			d.sweep(ctx)
 			d.endRewrites(ctx, now)
+			d.followAddresses(ctx, now)
 		}
 	}
 }
@@ -284,10 +289,10 @@ func (d *Daemon) runEvent(ctx context.Context, e runEvent) {
 	case wire.OutcomeDirect:
 		d.perform(ctx, t, t.direct(now, e.run, e.path, e.elapsed))
 	case wire.OutcomeFailed:
-		if e.run == t.run && !t.standing {
+		if e.run == t.run {
 			// A port that nothing came of, or that a router has forgotten since:
 			// checks that leave from it could not find another way.
-			d.rewrites.remove(string(e.peer))
+			d.dropUnused(t)
 		}
 		d.perform(ctx, t, t.failed(now, e.run, e.reason, e.plainESP))
 	case wire.OutcomeLost:

@@ -68,8 +68,9 @@ func (r *run) establish(ctx context.Context, path wire.Path) error {
 		return err
 	}
 	// The new tunnel works; an SA over an older path would only linger until
-	// dead peer detection, and one that is still being made would replace it. Which those are is asked anew: when the peer's mapping
-	// changes, charon moves an SA to the new path by itself.
+	// dead peer detection, and one that is still being made would replace it.
+	// Which those are is asked anew: when the peer's mapping changes, charon
+	// moves an SA to the new path by itself.
 	if sas, err = r.sas(ctx); err != nil {
 		return err
 	}
@@ -79,8 +80,12 @@ func (r *run) establish(ctx context.Context, path wire.Path) error {
 
 // dropHalfOpen ends what a failed handoff has begun. charon would repeat its
 // messages for minutes, and an SA that comes of them late takes the place of
-// the tunnel that a later attempt has made.
+// the tunnel that a later attempt has made. A connection of that name that is
+// somebody else's is left alone.
 func (r *run) dropHalfOpen(ctx context.Context) {
+	if !r.shared.owned.has(r.name) {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), halfOpenTimeout)
 	defer cancel()
 	sas, err := r.shared.vici.SAs(ctx, r.name)

@@ -171,3 +171,10 @@ func TestProgressReason(t *testing.T) {
 		}
 	}
 }
+
+// Nothing is asked of charon (there is none here) about a connection that is not
+// ours, whatever it has by that name.
+func TestDropHalfOpenLeavesStrangersAlone(t *testing.T) {
+	r := &run{name: "a.stranger", shared: &shared{owned: mustOpenOwned(t, t.TempDir())}}
+	r.dropHalfOpen(t.Context())
+}

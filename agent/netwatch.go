@@ -213,12 +213,16 @@ func (w *networkWatch) base(ctx context.Context, server netip.AddrPort) (netip.A
 		return netip.AddrPort{}, fmt.Errorf("%w: %w", errNoWay, err)
 	}
 	defer c.Close()
-	if local, ok := c.LocalAddr().(*net.UDPAddr); ok {
-		if base, ok := baseFor(local.AddrPort().Addr().Unmap(), w.port.Local()); ok {
-			return base, nil
-		}
+	local, ok := c.LocalAddr().(*net.UDPAddr)
+	if !ok {
+		return netip.AddrPort{}, fmt.Errorf("%w: %s is no UDP address", errNoWay, c.LocalAddr())
 	}
-	return netip.AddrPort{}, fmt.Errorf("%w: the route to %s leaves from %s, where the shared port is not open", errNoWay, server, c.LocalAddr())
+	source := local.AddrPort().Addr().Unmap()
+	if base, ok := baseFor(source, w.port.Local()); ok {
+		return base, nil
+	}
+	// Without the socket's port: the same reason twice has to be the same text.
+	return netip.AddrPort{}, fmt.Errorf("%w: the route to %s leaves from %s: %w", errNoWay, server, source, punch.ErrNoBase)
 }
 
 // baseFor picks the base to use where the routing table prefers a source

@@ -179,6 +179,25 @@ func TestNetworkWatchSaysWhyNot(t *testing.T) {
 	}
 }
 
+// The route leaves from an address that the agent does not have open. That is
+// told once, not with each look.
+func TestNetworkWatchSaysOnceThatABaseIsMissing(t *testing.T) {
+	silent := listenUDP(t, "127.0.0.1:0")
+	defer silent.Close()
+	w, _ := newWatch(t, "127.0.0.2:0", ipv4)
+	service, err := stunServiceOf(upWith(silent), ipv4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := w.observe(t.Context(), service), w.observe(t.Context(), service)
+	if !errors.Is(first.err, punch.ErrNoBase) || !errors.Is(first.err, errNoWay) {
+		t.Errorf("error %v; want no way out, for want of a base", first.err)
+	}
+	if !second.same(first) {
+		t.Errorf("%q is news after %q", second.err, first.err)
+	}
+}
+
 func TestSTUNServiceOf(t *testing.T) {
 	v4, v6, other := netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("198.51.100.2")
 	at := func(a netip.Addr, ports ...uint16) (out [4]netip.AddrPort) {

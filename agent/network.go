@@ -1,8 +1,10 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"reflect"
 	"time"
@@ -136,27 +138,45 @@ type networkSeen struct {
 func (d *Daemon) networkEvent(seen networkSeen) {
 	before := d.net[seen.family]
 	d.net[seen.family] = seen.network
-	if seen.mapped.IsValid() {
-		d.sessionSeen(seen.mapped.Addr())
-		if before.mapped.IsValid() && before.mapped.Addr() != seen.mapped.Addr() {
+	if at := seen.mapped.Addr(); at.IsValid() {
+		d.sessionSeen(at)
+		old := d.publicAt[seen.family]
+		d.publicAt[seen.family] = at
+		if old.IsValid() && old != at {
 			// What was punched or mapped at the old address is probably dead.
 			d.hurryRuns()
 			d.lookAgain()
 		}
 	}
-	nat, known := d.net.nat()
-	switch {
-	case !seen.discovered && seen.err == nil:
-		d.log.Info("observed", "mapped", seen.mapped)
-	case seen.err != nil && errors.Is(seen.err, errNoWay):
-		d.log.Debug("network", "family", seen.family, "err", seen.err)
-	default:
-		d.log.Info("NAT seen", "family", seen.family, "present", seen.nat.Present, "mapping", seen.nat.Mapping,
-			"filtering", seen.nat.Filtering, "allocation", seen.nat.Allocation, "err", seen.err)
-	}
-	if known {
+	d.logNetwork(before, seen)
+	if nat, known := d.net.nat(); known {
 		d.localNAT.Store(&nat)
 		d.tellNetwork()
+	}
+}
+
+// logNetwork says what was found. Another port alone is no news: some NATs give
+// one for each observation.
+func (d *Daemon) logNetwork(before network, seen networkSeen) {
+	level := slog.LevelInfo
+	if before.mapped.Addr() == seen.mapped.Addr() {
+		before.base, before.mapped = seen.base, seen.mapped
+		if seen.same(before) {
+			level = slog.LevelDebug
+		}
+	}
+	switch {
+	case errors.Is(seen.err, punch.ErrNoBase):
+		d.log.Warn("no way out", "family", seen.family, "err", seen.err)
+	case errors.Is(seen.err, errNoWay):
+		d.log.Debug("no way out", "family", seen.family, "err", seen.err)
+	case seen.err != nil:
+		d.log.Warn("not observed", "family", seen.family, "err", seen.err)
+	case !seen.discovered:
+		d.log.Log(context.Background(), level, "observed", "mapped", seen.mapped)
+	default:
+		d.log.Log(context.Background(), level, "NAT seen", "mapped", seen.mapped, "present", seen.nat.Present,
+			"mapping", seen.nat.Mapping, "filtering", seen.nat.Filtering, "allocation", seen.nat.Allocation)
 	}
 }
 

@@ -1,11 +1,14 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -142,6 +145,80 @@ func TestNetworkEventRestartsSession(t *testing.T) {
 		})
 	}
 }
+
+// What was punched from an address that this node does not have any more is
+// checked at once, also if there was no answer for a while in between.
+func TestNetworkEventHurriesRuns(t *testing.T) {
+	unseen := network{err: errors.New("no answer")}
+	for name, tc := range map[string]struct {
+		seen []network
+		want bool
+	}{
+		"first observation": {[]network{seenAt("203.0.113.7:4500")}, false},
+		"another port":      {[]network{seenAt("203.0.113.7:4500"), seenAt("203.0.113.7:50000")}, false},
+		"no answer":         {[]network{seenAt("203.0.113.7:4500"), unseen}, false},
+		"the same again":    {[]network{seenAt("203.0.113.7:4500"), unseen, seenAt("203.0.113.7:4500")}, false},
+		"another address":   {[]network{seenAt("203.0.113.7:4500"), seenAt("203.0.113.8:4500")}, true},
+		"after an outage":   {[]network{seenAt("203.0.113.7:4500"), unseen, seenAt("203.0.113.8:4500")}, true},
+	} {
+		d := netDaemon(t)
+		d.link.restart = func(error) {}
+		hurry := make(chan struct{}, 1)
+		d.runs["a.peer"] = &running{run: &run{hurry: hurry}}
+		for _, n := range tc.seen {
+			d.networkEvent(networkSeen{network: n})
+		}
+		if got := len(hurry) > 0; got != tc.want {
+			t.Errorf("%s: checks its paths: %v; want %v", name, got, tc.want)
+		}
+	}
+}
+
+// What an operator has to act on is a warning; what repeats itself is for those
+// who look for it.
+func TestLogNetwork(t *testing.T) {
+	known := seenAt("203.0.113.7:4500")
+	known.discovered = true
+	symmetric := known
+	symmetric.nat.Mapping = wire.AddressAndPortDependent
+	otherPort := known
+	otherPort.mapped = netip.MustParseAddrPort("203.0.113.7:50000")
+	for name, tc := range map[string]struct {
+		before, seen network
+		want         slog.Level
+	}{
+		"first observation":    {network{}, seenAt("203.0.113.7:4500"), slog.LevelInfo},
+		"NAT discovered":       {seenAt("203.0.113.7:4500"), known, slog.LevelInfo},
+		"another address":      {known, seenAt("203.0.113.8:4500"), slog.LevelInfo},
+		"another NAT":          {known, symmetric, slog.LevelInfo},
+		"another port":         {known, otherPort, slog.LevelDebug},
+		"another port, no NAT": {seenAt("203.0.113.7:4500"), seenAt("203.0.113.7:50000"), slog.LevelDebug},
+		"back again":           {network{err: errors.New("no answer")}, known, slog.LevelInfo},
+		"no answer":            {known, network{err: errors.New("no answer")}, slog.LevelWarn},
+		"no route":             {network{}, network{err: errNoWay}, slog.LevelDebug},
+		"a new local address":  {known, network{err: fmt.Errorf("%w: %w", errNoWay, punch.ErrNoBase)}, slog.LevelWarn},
+	} {
+		var levels levelRecorder
+		d := &Daemon{log: slog.New(&levels)}
+		d.logNetwork(tc.before, networkSeen{network: tc.seen})
+		if want := (levelRecorder{tc.want}); !slices.Equal(levels, want) {
+			t.Errorf("%s: logged at %v; want %v", name, levels, want)
+		}
+	}
+}
+
+// levelRecorder is a slog.Handler that keeps the level of each record.
+type levelRecorder []slog.Level
+
+func (l *levelRecorder) Enabled(context.Context, slog.Level) bool { return true }
+
+func (l *levelRecorder) Handle(_ context.Context, r slog.Record) error {
+	*l = append(*l, r.Level)
+	return nil
+}
+
+func (l *levelRecorder) WithAttrs([]slog.Attr) slog.Handler { return l }
+func (l *levelRecorder) WithGroup(string) slog.Handler      { return l }
 
 // netDaemon is a daemon in a session over IPv4 with a shared port.
 func netDaemon(t *testing.T) *Daemon {

@@ -270,8 +270,10 @@ func (r *run) monitor(ctx context.Context, session *punch.Session, path wire.Pat
 // any more. An agent that is away leaves a tunnel that works.
 func (r *run) watch(ctx context.Context, session *punch.Session, path wire.Path) error {
 	lost := session.Monitor(ctx, consentFor(r.natHere(), r.order.RemoteNAT))
-	for errors.Is(lost, punch.ErrConsentLost) && r.carries(ctx, path) {
-		r.log.Info("the peer's agent does not answer, but its charon does: the tunnel stays")
+	for said := false; errors.Is(lost, punch.ErrConsentLost) && r.carries(ctx, path); said = true {
+		if !said {
+			r.log.Info("the peer's agent does not answer, but its charon does: the tunnel stays")
+		}
 		if r.wait(ctx, carriesInterval) != nil {
 			return ctx.Err()
 		}

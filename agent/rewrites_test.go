@@ -145,3 +145,42 @@ func TestFlowBelongsToItsConnection(t *testing.T) {
 		t.Errorf("rule %+v, want %+v", got, want)
 	}
 }
+
+// The rule of an attempt that comes to nothing goes, unless the tunnel that
+// stands runs through it.
+func TestRuleOfAnEndedAttempt(t *testing.T) {
+	fails := func(d *Daemon, run runID) {
+		d.runEvent(t.Context(), runEvent{peer: icePeer.Endpoint.Name, run: run, outcome: wire.OutcomeFailed, reason: "no path"})
+	}
+	for name, tc := range map[string]struct {
+		standing wire.Path // none when zero
+		end      func(d *Daemon)
+		kept     bool
+	}{
+		"failed":                         {wire.Path{}, func(d *Daemon) { fails(d, 1) }, false},
+		"failed beside a tunnel":         {path2, func(d *Daemon) { fails(d, 1) }, false},
+		"failed, the tunnel is the rule": {path1, func(d *Daemon) { fails(d, 1) }, true},
+		"an older run failed":            {wire.Path{}, func(d *Daemon) { fails(d, 7) }, true},
+		"cancelled":                      {wire.Path{}, func(d *Daemon) { d.message(t.Context(), &wire.Cancel{Attempt: "a1"}) }, false},
+		"cancelled beside a tunnel":      {path2, func(d *Daemon) { d.message(t.Context(), &wire.Cancel{Attempt: "a1"}) }, false},
+		"another one cancelled":          {wire.Path{}, func(d *Daemon) { d.message(t.Context(), &wire.Cancel{Attempt: "a2"}) }, true},
+		"no peer any more":               {wire.Path{}, func(d *Daemon) { d.message(t.Context(), &wire.Peers{}) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := testDaemon(t, "store")
+			tun := newTunnel(icePeer, "store", t0)
+			if tc.standing.Remote.IsValid() {
+				tun.adopted(t0, tc.standing)
+			}
+			tun.ordered(t0, orderFor(icePeer, "a1"), 1)
+			d.tunnels[tun.name()] = tun
+			owner := string(tun.name())
+			table := newFakeTable(ruleFor(owner, path1))
+			d.rewrites = rewrites{table: table, log: discardLog}
+			tc.end(d)
+			if kept := slices.Contains(table.owners(), owner); kept != tc.kept {
+				t.Errorf("rule kept: %v; want %v", kept, tc.kept)
+			}
+		})
+	}
+}

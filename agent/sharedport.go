@@ -30,11 +30,10 @@ var (
 func (d *Daemon) openPort(ctx context.Context) error {
 	tentative := time.Now().Add(tentativeTimeout)
 	for warned := false; ; {
-		ifaces, err := punch.Interfaces()
+		hosts, err := d.hostAddresses()
 		if err != nil {
 			return fmt.Errorf("network interfaces: %w", err)
 		}
-		hosts := punch.HostCandidates(ifaces, d.id.endpoint.Subnets, d.cfg.IKEPort)
 		err = d.listen(hosts, time.Now().Before(tentative))
 		pause := addressRetry
 		switch {
@@ -57,8 +56,8 @@ func (d *Daemon) openPort(ctx context.Context) error {
 }
 
 // listen opens the shared port on all of hosts that are there. With patient it
-// leaves that (errTentative) while one of them may yet become usable: bases are
-// not added later.
+// leaves that (errTentative) while one of them may yet become usable: to add a
+// base later is to open all anew.
 func (d *Daemon) listen(hosts []netip.AddrPort, patient bool) error {
 	var conns []net.PacketConn
 	closeAll := func() {
@@ -90,6 +89,8 @@ func (d *Daemon) listen(hosts []netip.AddrPort, patient bool) error {
 	var err error
 	if d.port, err = punch.NewPort(conns, d.log); err != nil {
 		closeAll()
+		return err
 	}
-	return err
+	d.addresses.opened = hosts
+	return nil
 }

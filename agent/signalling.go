@@ -98,7 +98,10 @@ func (d *Daemon) message(ctx context.Context, m wire.Message) {
 		}
 	case *wire.Cancel:
 		for _, t := range d.tunnels {
-			d.perform(ctx, t, t.cancelled(now, m.Attempt, m.Reason))
+			if effects := t.cancelled(now, m.Attempt, m.Reason); len(effects) > 0 {
+				d.perform(ctx, t, effects)
+				d.dropUnused(t)
+			}
 		}
 	default:
 		d.log.Warn("unexpected message", "type", m.Type())
@@ -144,5 +147,7 @@ func (d *Daemon) remove(ctx context.Context, t *tunnel) {
 	delete(d.tunnels, t.name())
 	if d.owned.has(name) {
 		d.unload(ctx, name)
+	} else {
+		d.rewrites.remove(name) // of a search that came before any connection
 	}
 }

@@ -242,6 +242,26 @@ func (t *tunnel) gone(now time.Time, reason string) []effect {
 	return t.flush()
 }
 
+// moved: this node has other addresses, and the sockets of a punched tunnel's run
+// are closed; gone says that the tunnel's own address is no more. The session
+// that begins now tells the rendezvous what stands. A tunnel to the connector
+// needs no sockets of ours.
+func (t *tunnel) moved(now time.Time, gone bool) []effect {
+	if t.peer.Plan == wire.PlanPublic {
+		return nil
+	}
+	ended := t.run != 0 || t.standing && gone
+	if t.run != 0 {
+		t.do(stop{})
+	}
+	t.run, t.order, t.monitored = 0, nil, false
+	t.standing = t.standing && !gone
+	if ended && !t.standing {
+		t.down(now, errMoved.Error())
+	}
+	return t.flush()
+}
+
 // charonBack: what failed without charon need not wait any longer.
 func (t *tunnel) charonBack(now time.Time) {
 	if t.run == 0 && !t.retryAt.IsZero() {

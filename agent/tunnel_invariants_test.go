@@ -91,7 +91,7 @@ func (w *tunnelWorld) step(rng *rand.Rand) {
 	if w.running != nil {
 		run = w.running.run
 	}
-	switch t := w.tun; rng.IntN(10) {
+	switch t := w.tun; rng.IntN(11) {
 	case 0:
 		w.perform("wanted", t.wanted(w.now, w.peer, "store", w.ids.next))
 	case 1:
@@ -124,6 +124,8 @@ func (w *tunnelWorld) step(rng *rand.Rand) {
 		}
 	case 9:
 		w.end(rng, run)
+	case 10:
+		w.perform("moved", t.moved(w.now, rng.IntN(2) == 0))
 	}
 }
 

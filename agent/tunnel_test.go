@@ -87,6 +87,9 @@ var iceEvents = map[string]func(t *tunnel) []effect{
 	"lost":   func(t *tunnel) []effect { return t.lost(t0.Add(time.Second), 2, "silent") },
 	"gone":   func(t *tunnel) []effect { return t.gone(t0.Add(time.Second), "charon ended it") },
 	"due":    func(t *tunnel) []effect { return t.due(t0.Add(time.Hour), nil) },
+	// The tunnel's own address has gone, or only others are new.
+	"moved":        func(t *tunnel) []effect { return t.moved(t0.Add(time.Second), true) },
+	"moved beside": func(t *tunnel) []effect { return t.moved(t0.Add(time.Second), false) },
 	"stale": func(t *tunnel) []effect {
 		var out []effect
 		for _, effects := range [][]effect{
@@ -112,6 +115,15 @@ func TestTunnelPunched(t *testing.T) {
 		{"idle", "lost", nothing, "down: waiting for the rendezvous"},
 		{"idle", "gone", nothing, "down: waiting for the rendezvous"},
 		{"idle", "due", nothing, "down: waiting for the rendezvous"},
+
+		{"idle", "moved", nothing, "down: waiting for the rendezvous"},
+		{"adopted", "moved", nothing, "down: this node's addresses have changed"},
+		{"adopted", "moved beside", nothing, "standing on 1"},
+		{"punching", "moved", "stop", "down: this node's addresses have changed"},
+		{"punching", "moved beside", "stop", "down: this node's addresses have changed"},
+		{"direct", "moved", "stop", "down: this node's addresses have changed"},
+		{"direct", "moved beside", "stop", "standing on 1"},
+		{"re-punching", "moved beside", "stop", "standing on 1"},
 
 		{"adopted", "wanted", nothing, "standing on 1"},
 		{"adopted", "ordered", "begin 3 a3", "standing on 1, run"},

@@ -224,8 +224,9 @@ func demandESP(ctx context.Context, t *testing.T, n *Node, peer string) {
 }
 
 // TestKernelPolicies: tunnels carry what goes between nodes and pods. With
-// policies in place that demand ESP between the nodes themselves, a new attempt still punches and its checks still pass, and the
-// tunnel that is to be replaced carries every ping.
+// policies in place that demand ESP between the nodes themselves, the checks of
+// a new attempt still pass, and the tunnel that is to be replaced carries every
+// ping.
 func TestKernelPolicies(t *testing.T) {
 	ctx, c := startKernel(t)
 	a, aRouter := edge(ctx, t, c, "edge1", lab.PortRestricted)

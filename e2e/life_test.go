@@ -309,6 +309,27 @@ func TestAddressChange(t *testing.T) {
 	pings(ctx, t, b, a)
 }
 
+// TestHostAddressChange: a node that gets another address itself opens the shared
+// port there, and is direct again without anybody's help.
+func TestHostAddressChange(t *testing.T) {
+	ctx, c := start(t, ClusterOptions{})
+	a, err := c.AddEdge(ctx, "edge1", nil)
+	must(t, err)
+	b, _ := edge(ctx, t, c, "edge2", lab.PortRestricted)
+	must(t, c.WaitOnline(ctx, c.Connector, a, b))
+	must(t, c.Apply(ctx, "all-edges", a, b))
+	direct(ctx, t, c, a, b)
+	fresh := c.FreeAddr()
+	must(t, a.SetPublicAddr(fresh))
+	_, err = c.WaitPair(ctx, a, b, func(p *Pair) bool {
+		return p.State == "direct" && p.Paths[b.Name].Remote.Addr() == fresh
+	})
+	must(t, err)
+	pings(ctx, t, a, b)
+	pings(ctx, t, b, a)
+	direct(ctx, t, c, a, c.Connector)
+}
+
 // TestSecondRendezvous: a second one on the same store is refused at once.
 func TestSecondRendezvous(t *testing.T) {
 	ctx, c := start(t, ClusterOptions{})

@@ -45,18 +45,21 @@ func TestRewriteOutlivesAgent(t *testing.T) {
 			t.Errorf("rules after the kill:\n%s", got)
 		}
 		must(t, a.StartAgent(ctx))
-		must(t, c.until(ctx, "the tunnels are adopted", func() (bool, error) {
+		must(t, c.until(ctx, "the tunnels are adopted and watched again", func() (bool, error) {
 			s, err := a.Status(ctx)
 			if err != nil || len(s.Tunnels) != 2 {
 				return false, nil
 			}
 			for _, tun := range s.Tunnels {
-				if tun.State != "direct" {
+				if tun.State != "direct" || !tun.Monitored {
 					return false, nil
 				}
 			}
 			return true, nil
 		}))
+		if got := rules(ctx, t, a); !strings.Contains(got, b.Name) {
+			t.Errorf("rules of a tunnel that is watched again:\n%s", got)
+		}
 	})
 	if after := established(ctx, t, a); after != before {
 		t.Errorf("IKE SAs changed from %q to %q", before, after)
@@ -66,16 +69,22 @@ func TestRewriteOutlivesAgent(t *testing.T) {
 	must(t, c.until(ctx, "the rule goes with its tunnel", func() (bool, error) { return rules(ctx, t, a) == "", nil }))
 }
 
-// TestRewriteSwept: an agent that comes back removes the rules of tunnels that
-// have ended meanwhile, and what a search had under way.
+// TestRewriteSwept: an agent that comes back removes the rule of a tunnel that
+// has ended meanwhile, although the community is still in force, and those of a
+// connection that it knows nothing of.
 func TestRewriteSwept(t *testing.T) {
 	ctx, c := start(t, ClusterOptions{})
 	a, b := rewritten(ctx, t, c)
 	a.Agent().Kill()
-	b.Agent().Kill()
-	_, err := a.Run(ctx, "nft", "add", "rule", "ip", "bodkin", "untracked_out", "udp", "sport", "50000", "notrack", "comment", `"`+b.Name+`"`)
+	b.Agent().Kill() // nobody punches again
+	a.KillCharon()
+	_, err := a.StartCharon(lab.CharonOptions{})
 	must(t, err)
-	must(t, c.Delete(ctx, "all-edges"))
+	_, err = a.Run(ctx, "nft", "add", "rule", "ip", "bodkin", "untracked_out", "udp", "sport", "50000", "notrack", "comment", `"beijing.nobody"`)
+	must(t, err)
+	if got := rules(ctx, t, a); !strings.Contains(got, b.Name) || !strings.Contains(got, "beijing.nobody") {
+		t.Fatalf("rules before the agent comes back:\n%s", got)
+	}
 	must(t, a.StartAgent(ctx))
 	must(t, c.until(ctx, "nothing of the project's is left", func() (bool, error) { return rules(ctx, t, a) == "", nil }))
 }

@@ -297,6 +297,8 @@ func (c *coordinator) why(p *pair) string {
 		}
 	}
 	switch {
+	case p.verdict.Expect == nat.Relay && strings.Contains(p.failure, p.verdict.Reason):
+		return p.verdict.Reason // an agent that saw nothing else repeats it
 	case p.failure != "" && p.verdict.Expect == nat.Relay:
 		return p.verdict.Reason + "; " + p.failure
 	case p.failure != "":

@@ -247,6 +247,9 @@ func TestHopelessReason(t *testing.T) {
 	m.report(edge1, edge2, wire.OutcomeFailed, m.attempt(edge1, edge2))
 	const why = "both NATs are symmetric with random ports: neither side's port can be known or found"
 	m.wantPair(edge1, edge2, Down, false, why+"; beijing.edge1: because of it")
+	m.tick(retryMax)
+	m.Report(m.now, edge1, &wire.Report{Peer: edge2, Outcome: wire.OutcomeFailed, Attempt: m.attempt(edge1, edge2), Reason: why})
+	m.wantPair(edge1, edge2, Down, false, why)
 	// A port mapping gives hope, at once.
 	m.after(retryMin)
 	mapped := []wire.Candidate{mappedCandidate("203.0.113.1:4500")}
