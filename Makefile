@@ -1,7 +1,7 @@
 # Everything a person types here. Sources of truth: go.mod for Go modules,
 # .ci/deps for Debian packages, this file for the linter's version.
 .DEFAULT_GOAL := help
-.PHONY: help build test e2e-kernel demo demo-stop matrix trace bench lint deps fmt clean FORCE
+.PHONY: help build test e2e-kernel demo demo-stop matrix trace diagrams bench lint deps fmt clean FORCE
 
 VERSION := $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo devel)
 

@@ -8,11 +8,12 @@ import (
 	"time"
 )
 
-// silences are tried one after the other. The least is what a keepalive of 20 s
-// needs (RFC 4787 section 4.3 asks NATs for two minutes, many give half a
-// minute); above the greatest, keepalives cost nothing worth saving.
+// silences are tried one after the other. RFC 4787 section 4.3 asks NATs for two
+// minutes, many give half a minute; below the second, strongSwan's keepalives of
+// 20 s are too rare, below the first nothing can be done at a bearable price.
+// Above the greatest, keepalives cost nothing worth saving.
 var silences = [...]time.Duration{
-	25 * time.Second, 50 * time.Second, 100 * time.Second, 200 * time.Second, 300 * time.Second,
+	12 * time.Second, 25 * time.Second, 50 * time.Second, 100 * time.Second, 200 * time.Second, 300 * time.Second,
 }
 
 // LifetimeTest is the schedule that finds out how long a NAT keeps a mapping

@@ -18,13 +18,14 @@ func TestLifetimeSchedule(t *testing.T) {
 		tries    []int         // in seconds
 		want     time.Duration
 	}{
-		"forever":           {time.Hour, nil, []int{25, 50, 100, 200, 300}, 300 * time.Second},
-		"Linux":             {120 * time.Second, nil, []int{25, 50, 100, 200, 200}, 100 * time.Second},
-		"short":             {20 * time.Second, nil, []int{25, 25}, 0},
-		"half a minute":     {30 * time.Second, nil, []int{25, 50, 50}, 25 * time.Second},
-		"one try was lost":  {120 * time.Second, map[int]bool{1: true}, []int{25, 50, 50, 100, 200, 200}, 100 * time.Second},
-		"each once":         {60 * time.Second, map[int]bool{0: true, 2: true}, []int{25, 25, 50, 50, 100, 100}, 50 * time.Second},
-		"both tries of one": {time.Hour, map[int]bool{1: true, 2: true}, []int{25, 50, 50}, 25 * time.Second},
+		"forever":           {time.Hour, nil, []int{12, 25, 50, 100, 200, 300}, 300 * time.Second},
+		"Linux":             {120 * time.Second, nil, []int{12, 25, 50, 100, 200, 200}, 100 * time.Second},
+		"short":             {20 * time.Second, nil, []int{12, 25, 25}, 12 * time.Second},
+		"too short":         {10 * time.Second, nil, []int{12, 12}, 0},
+		"half a minute":     {30 * time.Second, nil, []int{12, 25, 50, 50}, 25 * time.Second},
+		"one try was lost":  {120 * time.Second, map[int]bool{2: true}, []int{12, 25, 50, 50, 100, 200, 200}, 100 * time.Second},
+		"each once":         {60 * time.Second, map[int]bool{1: true, 3: true}, []int{12, 25, 25, 50, 50, 100, 100}, 50 * time.Second},
+		"both tries of one": {time.Hour, map[int]bool{2: true, 3: true}, []int{12, 25, 50, 50}, 25 * time.Second},
 	} {
 		var test LifetimeTest
 		var tries []int
