@@ -163,7 +163,7 @@ func (w *networkWatch) observe(ctx context.Context, s stunService) network {
 	if err != nil {
 		return network{err: err}
 	}
-	mapped, err := punch.Mapped(ctx, w.port, base, [2]netip.AddrPort(s.servers[:2]), s.cred)
+	mapped, err := punch.Mapped(ctx, w.port, base, s.servers[0], s.cred)
 	if err != nil {
 		return network{err: fmt.Errorf("the rendezvous' STUN service does not answer: %w", err)}
 	}

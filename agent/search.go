@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/bodkin-net/bodkin/punch"
+	"github.com/bodkin-net/bodkin/punch/nat"
 	"github.com/bodkin-net/bodkin/punch/rawudp"
 	"github.com/bodkin-net/bodkin/punch/rewrite"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
@@ -148,14 +149,9 @@ func (d *Daemon) forbidden(public netip.Addr) []punch.Forbidden {
 func privateNetworks(addrs []netip.Prefix) []netip.Prefix {
 	var out []netip.Prefix
 	for _, a := range addrs {
-		if private(a.Addr()) {
+		if nat.Private(a.Addr()) {
 			out = append(out, a.Masked())
 		}
 	}
 	return out
 }
-
-// sharedAddressSpace is RFC 6598's, for carriers' NATs.
-var sharedAddressSpace = netip.MustParsePrefix("100.64.0.0/10")
-
-func private(a netip.Addr) bool { return a.IsPrivate() || sharedAddressSpace.Contains(a) }

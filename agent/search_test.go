@@ -135,17 +135,6 @@ func TestPrivateNetworks(t *testing.T) {
 	}
 }
 
-func TestPrivate(t *testing.T) {
-	for addr, want := range map[string]bool{
-		"10.0.0.1": true, "192.168.1.1": true, "100.64.0.1": true, "100.127.255.255": true, "fd00::1": true,
-		"100.128.0.1": false, "203.0.113.1": false, "2001:db8::1": false,
-	} {
-		if got := private(netip.MustParseAddr(addr)); got != want {
-			t.Errorf("%s: %v", addr, got)
-		}
-	}
-}
-
 // A question that cannot be asked is answered at once, so that the attempt does
 // not wait for it.
 func TestPredictWithoutService(t *testing.T) {

@@ -39,11 +39,11 @@ type Network struct {
 	Mapped netip.AddrPort
 }
 
-// Mapped returns the mapped address of the base from as servers[0] sees it.
+// Mapped returns the mapped address of the base from as server sees it.
 // This alone makes a node reachable, so it is asked before Discover; it leaves
 // alone what must be silent for Discover's filtering test.
-func Mapped(ctx context.Context, p *Port, from netip.AddrPort, servers [2]netip.AddrPort, cred STUNCredential) (netip.AddrPort, error) {
-	res, err := p.Bind(ctx, from, servers[0], BindOptions{Credential: cred})
+func Mapped(ctx context.Context, p *Port, from, server netip.AddrPort, cred STUNCredential) (netip.AddrPort, error) {
+	res, err := p.Bind(ctx, from, server, BindOptions{Credential: cred})
 	return res.Mapped, err
 }
 
@@ -351,12 +351,9 @@ func hops(ctx context.Context, hop func(context.Context, int) (netip.Addr, error
 	return 0
 }
 
-// carrierGrade is the space between carriers' NATs and homes (RFC 6598).
-var carrierGrade = netip.MustParsePrefix("100.64.0.0/10")
-
 // outside reports whether a router stands beyond the NAT whose outside address
 // is mapped.
 func outside(router, mapped netip.Addr) bool {
 	router = router.Unmap()
-	return router != mapped && router.IsGlobalUnicast() && !router.IsPrivate() && !carrierGrade.Contains(router)
+	return router != mapped && router.IsGlobalUnicast() && !nat.Private(router)
 }

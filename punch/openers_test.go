@@ -124,7 +124,7 @@ func ttlPair(t testing.TB, natA, natB vnet.NATType) (a, b *peer, connA, connB *t
 		conn := &ttlNet{PacketConn: listen(t, n, addr)}
 		p := &peer{port: openPort(t, conn), base: netip.MustParseAddrPort(addr)}
 		var err error
-		p.mapped, err = Mapped(t.Context(), p.port, p.base, in.stun.addrs(), STUNCredential{})
+		p.mapped, err = Mapped(t.Context(), p.port, p.base, in.stun.addrs()[0], STUNCredential{})
 		must(t, err)
 		return p, conn
 	}

@@ -151,7 +151,7 @@ func searchPair(t testing.TB, natB vnet.NATType) (opened *atomic.Int32, a *peer,
 	open = newOpenNet(t, hostA, "192.168.1.10:4500")
 	a = &peer{port: openPort(t, open), base: netip.MustParseAddrPort("192.168.1.10:4500")}
 	var err error
-	a.mapped, err = Mapped(t.Context(), a.port, a.base, in.stun.addrs(), STUNCredential{})
+	a.mapped, err = Mapped(t.Context(), a.port, a.base, in.stun.addrs()[0], STUNCredential{})
 	must(t, err)
 	b = newPeer(t, in, hostB, "192.168.2.20:4500")
 	open.peer = b.mapped

@@ -28,7 +28,7 @@ type peer struct {
 func newPeer(t testing.TB, in *internet, n *vnet.Net, addr string) *peer {
 	p := &peer{port: openPort(t, listen(t, n, addr)), base: netip.MustParseAddrPort(addr)}
 	var err error
-	p.mapped, err = Mapped(t.Context(), p.port, p.base, in.stun.addrs(), STUNCredential{})
+	p.mapped, err = Mapped(t.Context(), p.port, p.base, in.stun.addrs()[0], STUNCredential{})
 	must(t, err)
 	return p
 }

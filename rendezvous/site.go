@@ -176,13 +176,10 @@ func (c *coordinator) tunnelled(a netip.Addr) (wire.NodeName, netip.Prefix, bool
 	return "", netip.Prefix{}, false
 }
 
-// sharedSpace is what carriers number their customers' routers from, RFC 6598.
-var sharedSpace = netip.MustParsePrefix("100.64.0.0/10")
-
 // carriers reports whether an address may be a router's towards a carrier's
 // NAT: others behind that NAT may reach it, the world cannot.
 func carriers(a netip.Addr) bool {
-	return a.Is4() && (a.IsPrivate() || sharedSpace.Contains(a))
+	return a.Is4() && nat.Private(a)
 }
 
 // resite sums up the node for verdicts.

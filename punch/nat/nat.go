@@ -78,6 +78,13 @@ func (n NAT) Symmetric() bool {
 	return n.Present && (n.Mapping == AddressDependent || n.Mapping == AddressAndPortDependent)
 }
 
+// sharedSpace is what carriers number their customers' routers from, RFC 6598.
+var sharedSpace = netip.MustParsePrefix("100.64.0.0/10")
+
+// Private reports whether an address means another host on each network: RFC
+// 1918, RFC 4193, RFC 6598.
+func Private(a netip.Addr) bool { return a.IsPrivate() || sharedSpace.Contains(a) }
+
 // Policy is how far an operator lets punching go.
 type Policy string
 

@@ -189,3 +189,14 @@ func TestJudgeSymmetric(t *testing.T) {
 		}
 	}
 }
+
+func TestPrivate(t *testing.T) {
+	for addr, want := range map[string]bool{
+		"10.0.0.1": true, "172.31.255.1": true, "192.168.1.1": true, "100.64.0.1": true, "100.127.255.254": true, "fd00::1": true,
+		"100.128.0.1": false, "203.0.113.1": false, "2001:db8::1": false, "169.254.1.1": false,
+	} {
+		if got := Private(netip.MustParseAddr(addr)); got != want {
+			t.Errorf("%s: %t, want %t", addr, got, want)
+		}
+	}
+}
