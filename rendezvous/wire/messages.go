@@ -156,6 +156,8 @@ type Hello struct {
 	// NoProbe says why the node cannot open many ports and rewrite the one that
 	// was found, empty when it can.
 	NoProbe string `json:"noProbe,omitempty"`
+	// Metered: somebody pays for each byte. The rendezvous is silent for longer.
+	Metered bool `json:"metered,omitempty"`
 }
 
 // Tunnel is a standing tunnel as one of its ends sees it.
@@ -165,6 +167,8 @@ type Tunnel struct {
 	// Monitored is false for a tunnel whose path nobody watches, e.g. one that
 	// an agent found in charon when it came back.
 	Monitored bool `json:"monitored"`
+	// Relay is as in Report.
+	Relay bool `json:"relay,omitempty"`
 }
 
 // Network tells what gathering found; sent once it is finished and again when
@@ -213,11 +217,32 @@ type Peer struct {
 	Plan        Plan     `json:"plan"`
 	Role        Role     `json:"role"`
 	Communities []string `json:"communities,omitempty"`
+	// Relay is what the relay CHILD SA between an edge and its connector covers
+	// beside the edge's subnets: the whole range in which its communities'
+	// members have theirs. Each prefix is wider than any member's, so that the
+	// selectors of a direct tunnel win. Empty where nothing is relayed.
+	Relay []netip.Prefix `json:"relay,omitempty"`
+	// Metered: the peer pays for each byte, so that a path to it is checked as
+	// seldom as if this end did.
+	Metered bool `json:"metered,omitempty"`
 }
 
 // Peers is the complete set of the receiver's peers: who is not in it, is none.
 type Peers struct {
 	Peers []Peer `json:"peers"`
+}
+
+// Forwarding tells a connector between which of its edges it relays: the
+// members of one group may talk to each other, and nobody else. Always the
+// complete set.
+type Forwarding struct {
+	Groups []Group `json:"groups"`
+}
+
+// Group is the edges of one community that the receiver relays for.
+type Group struct {
+	Community string     `json:"community"`
+	Nodes     []NodeName `json:"nodes"`
 }
 
 // Role is the ICE role (RFC 8445 section 6.1.1); the controlling side also
@@ -309,6 +334,33 @@ type Retry struct {
 	Reason string   `json:"reason"`
 }
 
+// Demote tells an end of a direct tunnel to leave it for the relay: the other
+// end has found it dead, or an operator wants no direct tunnel. An end whose
+// relay is not up keeps what it has.
+type Demote struct {
+	Peer NodeName `json:"peer"`
+	// Reason is a sentence a person can act on.
+	Reason string `json:"reason"`
+	// StartAfterMs is as in Punch: where nothing is broken both ends leave at
+	// one moment.
+	StartAfterMs int64 `json:"startAfterMs,omitempty"`
+}
+
+// Usage is what a node's standing still costs, as its agent has counted it;
+// sent some minutes after a session's start and every hour.
+type Usage struct {
+	// Seconds is how long was counted. All figures are IP bytes in both
+	// directions in that time, without what the tunnels carry.
+	Seconds int64 `json:"seconds"`
+	// Signalling is the session with the rendezvous, STUN discovery and mapping
+	// refreshes.
+	Signalling int64 `json:"signalling"`
+	STUN       int64 `json:"stun"`
+	// Peers is consent checks, and what charon's keepalives and dead peer
+	// detection are reckoned to cost.
+	Peers map[NodeName]int64 `json:"peers,omitempty"`
+}
+
 // Outcome is what an agent reports of an attempt or of a tunnel.
 type Outcome string
 
@@ -331,8 +383,15 @@ type Report struct {
 	Attempt AttemptID `json:"attempt,omitempty"`
 	Outcome Outcome   `json:"outcome"`
 	Path    Path      `json:"path,omitzero"`
-	// Reason is a sentence a person can act on; set for failed and lost.
+	// Reason is a sentence a person can act on; set for failed and lost, and
+	// for a tunnel with the connector that is direct and does not relay.
 	Reason string `json:"reason,omitempty"`
+	// Silent is of a loss: the path went silent, though nobody ended the tunnel.
+	// Such losses are held against a path.
+	Silent bool `json:"silent,omitempty"`
+	// Relay: this tunnel with the connector relays. Its relay CHILD SA is
+	// installed; at the connector, forwarding between members is in force, too.
+	Relay bool `json:"relay,omitempty"`
 	// ElapsedMs is the time since the order was received, in milliseconds.
 	ElapsedMs int64 `json:"elapsedMs"`
 	// Packets is how many packets this side has sent to get through: openers,
@@ -379,6 +438,15 @@ func (*Cancel) Type() string { return "cancel" }
 
 // Type implements Message.
 func (*Retry) Type() string { return "retry" }
+
+// Type implements Message.
+func (*Forwarding) Type() string { return "forwarding" }
+
+// Type implements Message.
+func (*Demote) Type() string { return "demote" }
+
+// Type implements Message.
+func (*Usage) Type() string { return "usage" }
 
 // Type implements Message.
 func (*Bye) Type() string { return "bye" }

@@ -16,6 +16,7 @@ const (
 	MaxSubnets    = 64
 	MaxPeers      = 2048
 	MaxText       = 1024
+	MaxGroups     = 2048
 	// MaxStep is the widest step at which a NAT is said to count, in ports.
 	MaxStep = 64
 )
@@ -52,10 +53,10 @@ func (e *Endpoint) Validate() error {
 	if e.Type != Edge && e.Type != Connector {
 		return invalid("endpoint.type %.32q of %s: want Edge or Connector", e.Type, e.Name)
 	}
-	if err := validatePrefixes("subnets", e.Subnets); err != nil {
+	if err := validatePrefixes("endpoint.subnets", e.Subnets); err != nil {
 		return err
 	}
-	if err := validatePrefixes("nodeSubnets", e.NodeSubnets); err != nil {
+	if err := validatePrefixes("endpoint.nodeSubnets", e.NodeSubnets); err != nil {
 		return err
 	}
 	if len(e.PublicAddresses) > MaxCandidates {
@@ -80,14 +81,14 @@ func minBits(a netip.Addr) int {
 
 func validatePrefixes(field string, ps []netip.Prefix) error {
 	if len(ps) > MaxSubnets {
-		return invalid("endpoint.%s has %d entries, limit %d", field, len(ps), MaxSubnets)
+		return invalid("%s has %d entries, limit %d", field, len(ps), MaxSubnets)
 	}
 	for _, p := range ps {
 		if !p.IsValid() || p.Masked() != p {
-			return invalid("endpoint.%s: %s is no network prefix", field, p)
+			return invalid("%s: %s is no network prefix", field, p)
 		}
 		if p.Bits() < minBits(p.Addr()) {
-			return invalid("endpoint.%s: %s would claim too many addresses: want /%d or longer", field, p, minBits(p.Addr()))
+			return invalid("%s: %s would claim too many addresses: want /%d or longer", field, p, minBits(p.Addr()))
 		}
 	}
 	return nil
@@ -191,6 +192,13 @@ func validateText(field, s string) error {
 	return nil
 }
 
+func validateStart(ms int64) error {
+	if ms < 0 || ms > 60_000 {
+		return invalid("startAfterMs %d: want 0 to 60000", ms)
+	}
+	return nil
+}
+
 func (a AttemptID) validate() error {
 	if a == "" || len(a) > 64 {
 		return invalid("attempt %.64q", string(a))
@@ -287,7 +295,55 @@ func (p *Peer) validate() error {
 	if p.Role != Controlling && p.Role != Controlled {
 		return invalid("role %.32q", p.Role)
 	}
+	if err := validatePrefixes("relay", p.Relay); err != nil {
+		return err
+	}
 	return p.Endpoint.Validate()
+}
+
+// Validate implements Message.
+func (f *Forwarding) Validate() error {
+	if len(f.Groups) > MaxGroups {
+		return invalid("%d groups, limit %d", len(f.Groups), MaxGroups)
+	}
+	for _, g := range f.Groups {
+		if len(g.Nodes) > MaxPeers {
+			return invalid("%d nodes in group %.64q, limit %d", len(g.Nodes), g.Community, MaxPeers)
+		}
+		for _, n := range g.Nodes {
+			if err := n.Validate(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Validate implements Message.
+func (d *Demote) Validate() error {
+	if err := d.Peer.Validate(); err != nil {
+		return err
+	}
+	if err := validateStart(d.StartAfterMs); err != nil {
+		return err
+	}
+	return validateText("reason", d.Reason)
+}
+
+// Validate implements Message.
+func (u *Usage) Validate() error {
+	if u.Seconds <= 0 || u.Signalling < 0 || u.STUN < 0 || len(u.Peers) > MaxPeers {
+		return invalid("usage of %d s, signalling %d, STUN %d, %d peers", u.Seconds, u.Signalling, u.STUN, len(u.Peers))
+	}
+	for name, bytes := range u.Peers {
+		if err := name.Validate(); err != nil {
+			return err
+		}
+		if bytes < 0 {
+			return invalid("usage of %s: %d bytes", name, bytes)
+		}
+	}
+	return nil
 }
 
 // Validate implements Message.
@@ -307,8 +363,8 @@ func (p *Punch) Validate() error {
 	if err := validateText("hopeless", p.Hopeless); err != nil {
 		return err
 	}
-	if p.StartAfterMs < 0 || p.StartAfterMs > 60_000 {
-		return invalid("startAfterMs %d: want 0 to 60000", p.StartAfterMs)
+	if err := validateStart(p.StartAfterMs); err != nil {
+		return err
 	}
 	for _, c := range []Credentials{p.Local, p.Remote} {
 		// RFC 8839 section 5.4: at least 4 and 22 characters, at most 256.

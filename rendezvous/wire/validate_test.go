@@ -2,6 +2,7 @@ package wire
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -32,6 +33,11 @@ func TestValidate(t *testing.T) {
 	trickle := func(cs ...Candidate) Message { return &Trickle{Attempt: "a", Candidates: cs} }
 	peers := func(ps ...Peer) Message { return &Peers{ps} }
 	anybody := netip.MustParsePrefix("10.0.0.0/24")
+	group := Group{"c", []NodeName{"a", "b"}}
+	many := map[NodeName]int64{}
+	for i := range MaxPeers + 1 {
+		many[NodeName(fmt.Sprint("edge", i))] = 1
+	}
 
 	tests := []struct {
 		name    string
@@ -148,6 +154,33 @@ func TestValidate(t *testing.T) {
 		{"plan", peers(Peer{Endpoint: sampleEndpoint(), Plan: "luck", Role: Controlled}), "plan"},
 		{"role", peers(Peer{Endpoint: sampleEndpoint(), Plan: PlanPublic, Role: "boss"}), "role"},
 		{"peer's endpoint", peers(Peer{Plan: PlanICE, Role: Controlled}), "node name"},
+
+		{"relay", peers(relayPeer("10.0.0.0/8", "fd00::/32")), ""},
+		{"relay of every IPv4 address", peers(relayPeer("0.0.0.0/0")), "relay: 0.0.0.0/0 would claim too many addresses"},
+		{"relay with host bits", peers(relayPeer("10.0.0.1/16")), "relay: 10.0.0.1/16 is no network prefix"},
+		{"relay of too many ranges", peers(Peer{Endpoint: sampleEndpoint(), Plan: PlanPublic, Role: Controlled, Relay: repeat(MaxSubnets+1, anybody)}), "relay has 65 entries"},
+
+		{"no groups", &Forwarding{}, ""},
+		{"most groups", &Forwarding{repeat(MaxGroups, group)}, ""},
+		{"too many groups", &Forwarding{repeat(MaxGroups+1, group)}, "2049 groups"},
+		{"largest group", &Forwarding{[]Group{{"c", repeat(MaxPeers, NodeName("a"))}}}, ""},
+		{"too large a group", &Forwarding{[]Group{{"c", repeat(MaxPeers+1, NodeName("a"))}}}, "2049 nodes in group"},
+		{"a group with nobody's name in it", &Forwarding{[]Group{{"c", []NodeName{"a", "B"}}}}, "node name"},
+
+		{"demote", &Demote{Peer: "a", Reason: text(MaxText), StartAfterMs: 60_000}, ""},
+		{"demote without a peer", &Demote{Reason: "r"}, "node name"},
+		{"demote with a long reason", &Demote{Peer: "a", Reason: text(MaxText + 1)}, "reason"},
+		{"demote before its receipt", &Demote{Peer: "a", StartAfterMs: -1}, "startAfterMs"},
+		{"demote too late", &Demote{Peer: "a", StartAfterMs: 60_001}, "startAfterMs"},
+
+		{"usage", &Usage{Seconds: 1, Peers: map[NodeName]int64{"a": 0}}, ""},
+		{"usage of no time", &Usage{Signalling: 1}, "usage of 0 s"},
+		{"usage of a time before", &Usage{Seconds: -1}, "usage of -1 s"},
+		{"negative signalling", &Usage{Seconds: 1, Signalling: -1}, "signalling -1"},
+		{"negative STUN", &Usage{Seconds: 1, STUN: -1}, "STUN -1"},
+		{"usage of nobody", &Usage{Seconds: 1, Peers: map[NodeName]int64{"": 1}}, "node name"},
+		{"negative usage of a peer", &Usage{Seconds: 1, Peers: map[NodeName]int64{"a": -1}}, "usage of a: -1 bytes"},
+		{"usage of too many", &Usage{Seconds: 1, Peers: many}, "2049 peers"},
 
 		{"punch without an attempt", punch(func(m *Punch) { m.Attempt = "" }), "attempt"},
 		{"punch of a long attempt", punch(func(m *Punch) { m.Attempt = AttemptID(text(65)) }), "attempt"},

@@ -40,9 +40,9 @@ var (
 	ErrInvalid  = errors.New("invalid message")
 )
 
-// Message is one of the protocol's messages: *Hello, *Network, *Prepared, *Report
-// (agent to rendezvous), *Welcome, *Peers, *Prepare, *Punch, *Trickle, *Cancel,
-// *Retry, *Bye (rendezvous to agent).
+// Message is one of the protocol's messages: *Hello, *Network, *Prepared,
+// *Report, *Usage (agent to rendezvous), *Welcome, *Peers, *Forwarding, *Prepare,
+// *Punch, *Trickle, *Cancel, *Demote, *Retry, *Bye (rendezvous to agent).
 type Message interface {
 	// Type is the frame's "type".
 	Type() string
@@ -80,6 +80,12 @@ func newMessage(typ string) Message {
 		return new(Cancel)
 	case "retry":
 		return new(Retry)
+	case "forwarding":
+		return new(Forwarding)
+	case "demote":
+		return new(Demote)
+	case "usage":
+		return new(Usage)
 	case "bye":
 		return new(Bye)
 	}
@@ -93,10 +99,9 @@ func Encode(m Message) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", m.Type(), err)
 	}
-	b, err := json.Marshal(frame{Version: Version, Type: m.Type(), Body: body})
-	if err != nil {
-		return nil, fmt.Errorf("encode %s: %w", m.Type(), err)
-	}
+	// By hand: Marshal would read through the body once more.
+	b := fmt.Appendf(make([]byte, 0, len(body)+64), `{"v":%d,"type":%q,"body":`, Version, m.Type())
+	b = append(append(b, body...), '}')
 	if len(b) > MaxFrame {
 		return nil, fmt.Errorf("%w: %s of %d bytes, limit %d", ErrTooLarge, m.Type(), len(b), MaxFrame)
 	}

@@ -29,6 +29,15 @@ func samplePeer() Peer {
 
 const samplePeerJSON = `{"endpoint":` + sampleEndpointJSON + `,"plan":"ice","role":"controlling","communities":["all-edges"]}`
 
+// relayPeer is a connector's peer whose relay has these ranges.
+func relayPeer(ranges ...string) Peer {
+	p := Peer{Endpoint: sampleEndpoint(), Plan: PlanPublic, Role: Controlling}
+	for _, r := range ranges {
+		p.Relay = append(p.Relay, netip.MustParsePrefix(r))
+	}
+	return p
+}
+
 func host(addr string) Candidate  { return Candidate{Host, netip.MustParseAddrPort(addr)} }
 func srflx(addr string) Candidate { return Candidate{ServerReflexive, netip.MustParseAddrPort(addr)} }
 
@@ -81,6 +90,10 @@ var golden = []struct {
 	}, Candidates: []Candidate{}},
 		`{"v":1,"type":"hello","body":{"agentVersion":"","endpoint":{"id":"CN=beijing.connector","name":"beijing.connector",` +
 			`"publicAddresses":["198.51.100.1","vpn.example.com"],"port":45000,"type":"Connector"},"candidates":[]}}`},
+	{"hello of a metered node with a relay", &Hello{Endpoint: sampleEndpoint(), Candidates: []Candidate{}, Metered: true,
+		Tunnels: []Tunnel{{Peer: "beijing.connector", Monitored: true, Relay: true, Path: Path{Kind: PathPublic}}}},
+		`{"v":1,"type":"hello","body":{"agentVersion":"","endpoint":` + sampleEndpointJSON + `,"candidates":[]` +
+			`,"tunnels":[{"peer":"beijing.connector","path":{"kind":"public"},"monitored":true,"relay":true}],"metered":true}}`},
 	{"network", &Network{Candidates: []Candidate{host("192.168.1.10:4500")}, NAT: NAT{Present: true, Mapping: AddressDependent}},
 		`{"v":1,"type":"network","body":{"candidates":[{"kind":"host","addr":"192.168.1.10:4500"}],"nat":{"present":true,"mapping":"address-dependent"}}}`},
 	{"network in full", &Network{Candidates: []Candidate{{Mapped, netip.MustParseAddrPort("203.0.113.7:4500")}}, NAT: NAT{
@@ -99,6 +112,12 @@ var golden = []struct {
 		`{"v":1,"type":"report","body":{"peer":"beijing.edge2","attempt":"0badcafe","outcome":"failed","reason":"no answer","elapsedMs":10000,"packets":2431}}`},
 	{"report of a loss", &Report{Peer: "beijing.connector", Outcome: OutcomeLost, Reason: "consent lost"},
 		`{"v":1,"type":"report","body":{"peer":"beijing.connector","outcome":"lost","reason":"consent lost","elapsedMs":0}}`},
+	{"report of a silent loss", &Report{Peer: "beijing.edge2", Attempt: "0badcafe", Outcome: OutcomeLost, Reason: "consent lost", Silent: true},
+		`{"v":1,"type":"report","body":{"peer":"beijing.edge2","attempt":"0badcafe","outcome":"lost","reason":"consent lost","silent":true,"elapsedMs":0}}`},
+	{"report of a relay", &Report{Peer: "beijing.connector", Outcome: OutcomeDirect, Relay: true, Path: Path{Kind: PathPublic}},
+		`{"v":1,"type":"report","body":{"peer":"beijing.connector","outcome":"direct","path":{"kind":"public"},"relay":true,"elapsedMs":0}}`},
+	{"usage", &Usage{Seconds: 300, Signalling: 4321, STUN: 1234, Peers: map[NodeName]int64{"beijing.edge2": 3400, "beijing.connector": 1900}},
+		`{"v":1,"type":"usage","body":{"seconds":300,"signalling":4321,"stun":1234,"peers":{"beijing.connector":1900,"beijing.edge2":3400}}}`},
 	{"welcome", sampleWelcome(),
 		`{"v":1,"type":"welcome","body":{"node":"beijing.edge1","storeID":"5f1c","stunPorts":[3478,3479],"stunUsername":"user","stunPassword":"password"}}`},
 	{"welcome of two families", &Welcome{Node: "beijing.edge1", StoreID: "5f1c", STUNPorts: []uint16{3478, 3479, 40001, 40002},
@@ -107,6 +126,17 @@ var golden = []struct {
 			`,"stunAddrs":["2001:db8::1"],"stunUsername":"user","stunPassword":"password"}}`},
 	{"peers", &Peers{Peers: []Peer{samplePeer()}}, `{"v":1,"type":"peers","body":{"peers":[` + samplePeerJSON + `]}}`},
 	{"no peers", &Peers{Peers: []Peer{}}, `{"v":1,"type":"peers","body":{"peers":[]}}`},
+	{"a peer that relays", &Peers{Peers: []Peer{relayPeer("10.10.0.0/16", "fd00:1::/48")}},
+		`{"v":1,"type":"peers","body":{"peers":[{"endpoint":` + sampleEndpointJSON + `,"plan":"public","role":"controlling","relay":["10.10.0.0/16","fd00:1::/48"]}]}}`},
+	{"a peer that pays for its bytes", &Peers{Peers: []Peer{{Endpoint: sampleEndpoint(), Plan: PlanICE, Role: Controlled, Metered: true}}},
+		`{"v":1,"type":"peers","body":{"peers":[{"endpoint":` + sampleEndpointJSON + `,"plan":"ice","role":"controlled","metered":true}]}}`},
+	{"forwarding", &Forwarding{Groups: []Group{{Community: "all-edges", Nodes: []NodeName{"beijing.edge1", "beijing.edge2"}}}},
+		`{"v":1,"type":"forwarding","body":{"groups":[{"community":"all-edges","nodes":["beijing.edge1","beijing.edge2"]}]}}`},
+	{"nothing to forward", &Forwarding{Groups: []Group{}}, `{"v":1,"type":"forwarding","body":{"groups":[]}}`},
+	{"demote", &Demote{Peer: "beijing.edge2", Reason: "consent lost"},
+		`{"v":1,"type":"demote","body":{"peer":"beijing.edge2","reason":"consent lost"}}`},
+	{"planned demote", &Demote{Peer: "beijing.edge2", Reason: "punching is forbidden", StartAfterMs: 40},
+		`{"v":1,"type":"demote","body":{"peer":"beijing.edge2","reason":"punching is forbidden","startAfterMs":40}}`},
 	{"punch", samplePunch(),
 		`{"v":1,"type":"punch","body":{"attempt":"0badcafe","peer":` + samplePeerJSON + `,"startAfterMs":40` +
 			`,"local":{"ufrag":"abcd","pwd":"abcdefghijklmnopqrstuv"},"remote":{"ufrag":"wxyz","pwd":"vutsrqponmlkjihgfedcba"}` +
@@ -162,7 +192,7 @@ func TestGolden(t *testing.T) {
 			}
 		})
 	}
-	for _, typ := range []string{"hello", "network", "report", "welcome", "peers", "prepare", "prepared", "punch", "trickle", "cancel", "retry", "bye"} {
+	for _, typ := range []string{"hello", "network", "report", "welcome", "peers", "prepare", "prepared", "punch", "trickle", "cancel", "retry", "forwarding", "demote", "usage", "bye"} {
 		if !seen[typ] {
 			t.Errorf("no golden bytes of %s", typ)
 		}
