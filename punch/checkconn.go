@@ -64,10 +64,11 @@ func (c *checkConn) WriteToAddrPort(b []byte, to netip.AddrPort) (int, error) {
 	if err := msg.Decode(); err != nil {
 		return 0, err
 	}
-	if msg.Type.Class == stun.ClassRequest && !c.session.sending(pair{c.local, to}, &msg) {
+	p := pair{c.local, to}
+	if c.session.goesAstray(p) || msg.Type.Class == stun.ClassRequest && !c.session.sending(p, &msg) {
 		return len(b), nil
 	}
-	return len(b), c.session.port.send(c.local, to, b)
+	return len(b), c.session.send(c.local, to, b)
 }
 
 func (c *checkConn) ReadFrom(b []byte) (int, net.Addr, error) {

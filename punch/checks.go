@@ -85,6 +85,8 @@ type checkState struct {
 	rtt             time.Duration
 	sent            int
 	answered, heard int
+	// mapped is where the peer saw the first answered check come from.
+	mapped netip.AddrPort
 }
 
 // mayCheck decides whether a check asked for now is sent. Nominations

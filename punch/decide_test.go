@@ -217,7 +217,7 @@ func TestConsentSchedule(t *testing.T) {
 	start := time.Unix(1000, 0)
 	at := start.Add
 	fresh := func(r Role) *consent {
-		c := newConsent(DefaultConsent(), r, start)
+		c := newConsent(DefaultConsent(), r, 0, start)
 		c.rand = func() float64 { return 0.5 } // no jitter
 		c.proven(start)
 		return c
@@ -279,6 +279,9 @@ func TestConsentSchedule(t *testing.T) {
 			t.Errorf("step %v after 45s of silence, want send", got)
 		}
 		c.heard(at(345 * time.Second))
+		for c.due.Before(at(355 * time.Second)) {
+			c.step(c.due)
+		}
 		if got := c.step(at(355 * time.Second)); got != consentLost {
 			t.Errorf("step %v, want lost: hearing the peer answers no check of ours", got)
 		}
@@ -296,9 +299,73 @@ func TestConsentSchedule(t *testing.T) {
 		if got := c.step(at(time.Second)); got != consentSend {
 			t.Fatalf("step %v, want send", got)
 		}
-		c.hurry(at(1100 * time.Millisecond))
-		if got := c.step(at(1100 * time.Millisecond)); got != consentWait {
-			t.Errorf("step %v while a check is under way, want wait", got)
+		c.hurry(at(1050 * time.Millisecond))
+		if got := c.step(at(1050 * time.Millisecond)); got != consentWait {
+			t.Errorf("step %v while a hurried check is under way, want wait", got)
+		}
+		if got, want := c.lost(), at(1800*time.Millisecond); got != want {
+			t.Errorf("lost at %s, want %s", got.Sub(start), want.Sub(start))
+		}
+	})
+	t.Run("hurry while a routine check is under way", func(t *testing.T) {
+		c := fresh(Controlling)
+		c.step(at(30 * time.Second))
+		c.hurry(at(31 * time.Second))
+		if got := c.step(at(31 * time.Second)); got != consentSend {
+			t.Fatalf("step %v, want send", got)
+		}
+		if got, want := c.lost(), at(31800*time.Millisecond); got != want {
+			t.Errorf("lost at %s, want %s", got.Sub(start), want.Sub(start))
+		}
+	})
+	t.Run("a long round trip is waited for", func(t *testing.T) {
+		c := fresh(Controlling)
+		c.answered(start, 700*time.Millisecond)
+		c.hurry(at(time.Second))
+		for c.step(c.due) == consentSend {
+		}
+		if got, want := c.due, at(time.Second+3*700*time.Millisecond+300*time.Millisecond); got != want {
+			t.Errorf("lost at %s, want %s", got.Sub(start), want.Sub(start))
+		}
+	})
+	t.Run("a process that stood still loses nothing by that", func(t *testing.T) {
+		c := fresh(Controlling)
+		c.hurry(at(time.Second))
+		c.step(at(time.Second))
+		c.step(at(1100 * time.Millisecond))
+		woken := at(time.Minute)
+		if got := c.step(woken); got != consentSend {
+			t.Fatalf("step %v after a minute's standstill, want send", got)
+		}
+		for c.step(c.due) == consentSend {
+		}
+		if got, want := c.due, woken.Add(c.Hurried.Lost); got != want {
+			t.Errorf("lost at %s, want %s: all checks anew", got.Sub(start), want.Sub(start))
+		}
+	})
+	t.Run("traffic both ways puts checks off", func(t *testing.T) {
+		c := fresh(Controlling)
+		for s := 10; s <= 300; s += 10 {
+			c.carried(at(time.Duration(s) * time.Second))
+			if got := c.step(at(time.Duration(s)*time.Second + 20*time.Second)); got != consentWait {
+				t.Fatalf("step %v at %ds, want wait", got, s+20)
+			}
+		}
+		if got := c.step(at(330 * time.Second)); got != consentSend {
+			t.Errorf("step %v an interval after the last traffic, want send", got)
+		}
+	})
+	t.Run("traffic both ways ends a hurried check, if it is later", func(t *testing.T) {
+		c := fresh(Controlling)
+		c.hurry(at(time.Second))
+		c.step(at(time.Second))
+		c.carried(at(900 * time.Millisecond))
+		if got := c.step(at(1100 * time.Millisecond)); got != consentSend {
+			t.Errorf("step %v after traffic from before the check, want send", got)
+		}
+		c.carried(at(1150 * time.Millisecond))
+		if got := c.step(at(2 * time.Second)); got != consentWait {
+			t.Errorf("step %v after traffic since the check began, want wait", got)
 		}
 	})
 }

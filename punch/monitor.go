@@ -13,14 +13,22 @@ import (
 // changes; without one it returns ErrNoPath. At most one Monitor of a session
 // may run at a time.
 func (s *Session) Monitor(ctx context.Context, c Consent) error {
-	if _, ok := s.current(); !ok {
+	path, ok := s.current()
+	if !ok {
 		return ErrNoPath
 	}
-	answers := make(chan struct{}, 1)
+	answers := make(chan time.Duration, 1)
 	var pending []transactionID
 	defer func() { s.port.forget(pending...) }()
 
-	state := newConsent(c, s.role, time.Now())
+	state := newConsent(c, s.role, path.RTT, time.Now())
+	s.setPatience(c.Hurried.patience(path.RTT))
+	answered := func(rtt time.Duration) {
+		state.answered(time.Now(), rtt)
+		s.setPatience(c.Hurried.patience(state.rtt))
+		s.port.forget(pending...)
+		pending = nil
+	}
 	timer := time.NewTimer(time.Until(state.due))
 	defer timer.Stop()
 	for {
@@ -31,14 +39,21 @@ func (s *Session) Monitor(ctx context.Context, c Consent) error {
 			return fmt.Errorf("session %w", ErrClosed)
 		case <-s.checkNow:
 			state.hurry(time.Now())
-		case <-answers:
-			state.proven(time.Now())
-			s.port.forget(pending...)
-			pending = nil
+		case rtt := <-answers:
+			answered(rtt)
 		case <-timer.C:
+			// An answer that has come counts, however late this goroutine is.
+			select {
+			case rtt := <-answers:
+				answered(rtt)
+			default:
+			}
 		}
-		path, _ := s.current()
+		path, _ = s.current()
 		state.heard(s.heardAt())
+		if c.Proof != nil {
+			state.carried(c.Proof())
+		}
 		now := time.Now()
 		switch state.step(now) {
 		case consentLost:
@@ -68,25 +83,37 @@ func (s *Session) heardAt() time.Time {
 	return s.lastHeard
 }
 
-// sendConsent sends one check on path; an authentic answer that comes back the
-// same way is told to answers. Each check is a transaction of its own, RFC 7675
+// setPatience notes how long a hurried check takes at most.
+func (s *Session) setPatience(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.patience = d
+}
+
+// sendConsent sends one check on path; the round trip of an authentic answer that
+// comes back the same way is told to answers. Each check is a transaction of its own, RFC 7675
 // section 5.1.
-func (s *Session) sendConsent(path Path, answers chan<- struct{}) (transactionID, error) {
+func (s *Session) sendConsent(path Path, answers chan<- time.Duration) (transactionID, error) {
 	msg, err := s.newCheck()
 	if err != nil {
 		return transactionID{}, err
 	}
+	sent := time.Now()
 	s.port.expect(msg.TransactionID, func(pk packet) {
+		s.count(len(pk.msg.Raw))
 		if pk.local != path.Local || pk.from != path.Remote || pk.msg.Type.Class != stun.ClassSuccessResponse ||
 			stun.NewShortTermIntegrity(s.remote.Pwd).Check(pk.msg) != nil {
 			return
 		}
+		s.mu.Lock()
+		s.seenAt(pair{path.Local, path.Remote}, pk.msg)
+		s.mu.Unlock()
 		select {
-		case answers <- struct{}{}:
+		case answers <- time.Since(sent):
 		default:
 		}
 	})
-	if err := s.port.send(path.Local, path.Remote, msg.Raw); err != nil {
+	if err := s.send(path.Local, path.Remote, msg.Raw); err != nil {
 		s.port.forget(msg.TransactionID)
 		return transactionID{}, err
 	}

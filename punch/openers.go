@@ -72,7 +72,7 @@ func (s *Session) Open(ttl int, targets []netip.AddrPort) error {
 			continue
 		}
 		for _, local := range s.port.Local() {
-			if local.Addr().Is4() != to.Addr().Is4() {
+			if local.Addr().Is4() != to.Addr().Is4() || s.goesAstray(pair{local, to}) {
 				continue
 			}
 			opener, err := newOpener()

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,7 +31,8 @@ var (
 )
 
 // Port is the shared UDP port: one socket per local address (the bases of RFC
-// 8445). It owns the sockets; one goroutine reads each of them and hands
+// 8445), which may come and go. It owns the sockets; one goroutine reads each of
+// them and hands
 //
 //   - STUN responses to whoever sent the request, by transaction ID,
 //   - STUN requests to the session whose ufrag begins the USERNAME.
@@ -41,10 +43,11 @@ var (
 // concurrently; handlers run on the reader's goroutine and must not block.
 type Port struct {
 	log     *slog.Logger
-	bases   []base
+	bases   atomic.Pointer[[]*base] // replaced, never changed, under changing
 	done    chan struct{}
 	closing sync.Once
-	reader  sync.WaitGroup
+
+	changing sync.Mutex // one Add, Remove or Close at a time
 
 	packetsIn, packetsOut, bytesIn, bytesOut atomic.Uint64
 
@@ -53,9 +56,12 @@ type Port struct {
 	sessions     map[string]func(packet)
 }
 
+// base is one socket, read by a goroutine of its own until done is closed; ended
+// is closed when it has ended.
 type base struct {
-	local netip.AddrPort
-	conn  net.PacketConn
+	local       netip.AddrPort
+	conn        net.PacketConn
+	done, ended chan struct{}
 }
 
 type transactionID = [stun.TransactionIDSize]byte
@@ -81,44 +87,100 @@ func NewPort(conns []net.PacketConn, log *slog.Logger) (*Port, error) {
 		transactions: map[transactionID]func(packet){},
 		sessions:     map[string]func(packet){},
 	}
+	p.bases.Store(new([]*base))
+	var bases []*base
 	for _, c := range conns {
-		udp, ok := c.LocalAddr().(*net.UDPAddr)
-		if !ok {
-			return nil, fmt.Errorf("local address %s is no UDP address", c.LocalAddr())
+		b, err := newBase(c, bases)
+		if err != nil {
+			return nil, err
 		}
-		local := unmap(udp.AddrPort())
-		if !local.IsValid() || local.Addr().IsUnspecified() {
-			return nil, fmt.Errorf("local address %s: bind each socket to one specific address", local)
-		}
-		if _, err := p.base(local); err == nil {
-			return nil, fmt.Errorf("local address %s is given twice", local)
-		}
-		p.bases = append(p.bases, base{local, c})
+		bases = append(bases, b)
 	}
-	for _, b := range p.bases {
-		p.reader.Go(func() { p.read(b) })
+	p.bases.Store(&bases)
+	for _, b := range bases {
+		go p.read(b)
 	}
 	return p, nil
+}
+
+// newBase checks a socket for use beside others.
+func newBase(c net.PacketConn, others []*base) (*base, error) {
+	udp, ok := c.LocalAddr().(*net.UDPAddr)
+	if !ok {
+		return nil, fmt.Errorf("local address %s is no UDP address", c.LocalAddr())
+	}
+	local := unmap(udp.AddrPort())
+	if !local.IsValid() || local.Addr().IsUnspecified() {
+		return nil, fmt.Errorf("local address %s: bind each socket to one specific address", local)
+	}
+	if slices.ContainsFunc(others, func(b *base) bool { return b.local == local }) {
+		return nil, fmt.Errorf("local address %s is given twice", local)
+	}
+	return &base{local: local, conn: c, done: make(chan struct{}), ended: make(chan struct{})}, nil
+}
+
+// Add takes over one more socket, as NewPort does. Sessions that exist already
+// make no use of it. On error it stays the caller's; ErrClosed after Close.
+func (p *Port) Add(c net.PacketConn) error {
+	p.changing.Lock()
+	defer p.changing.Unlock()
+	select {
+	case <-p.done:
+		return fmt.Errorf("port %w", ErrClosed)
+	default:
+	}
+	old := *p.bases.Load()
+	b, err := newBase(c, old)
+	if err != nil {
+		return err
+	}
+	bases := append(slices.Clone(old), b)
+	p.bases.Store(&bases)
+	go p.read(b)
+	return nil
+}
+
+// Remove closes the socket with that local address, or returns ErrNoBase.
+// Sessions can no longer send from there; other sockets do not notice.
+func (p *Port) Remove(local netip.AddrPort) error {
+	p.changing.Lock()
+	defer p.changing.Unlock()
+	b, err := p.base(local)
+	if err != nil {
+		return err
+	}
+	bases := slices.DeleteFunc(slices.Clone(*p.bases.Load()), func(o *base) bool { return o == b })
+	p.bases.Store(&bases)
+	return b.close()
+}
+
+// close ends the reader, and waits for it.
+func (b *base) close() error {
+	close(b.done)
+	err := b.conn.Close()
+	<-b.ended
+	return err
 }
 
 // Close closes the sockets and waits for the readers. Sessions should be closed
 // first; those that are not can no longer send or receive.
 func (p *Port) Close() error {
+	p.changing.Lock()
+	defer p.changing.Unlock()
 	var errs []error
 	p.closing.Do(func() {
 		close(p.done)
-		for _, b := range p.bases {
-			errs = append(errs, b.conn.Close())
+		for _, b := range *p.bases.Load() {
+			errs = append(errs, b.close())
 		}
 	})
-	p.reader.Wait()
 	return errors.Join(errs...)
 }
 
-// Local lists the bases in the order NewPort was given them.
+// Local lists the bases in the order they were given.
 func (p *Port) Local() []netip.AddrPort {
 	var out []netip.AddrPort
-	for _, b := range p.bases {
+	for _, b := range *p.bases.Load() {
 		out = append(out, b.local)
 	}
 	return out
@@ -132,13 +194,13 @@ func (p *Port) Traffic() Traffic {
 	}
 }
 
-func (p *Port) base(local netip.AddrPort) (base, error) {
-	for _, b := range p.bases {
+func (p *Port) base(local netip.AddrPort) (*base, error) {
+	for _, b := range *p.bases.Load() {
 		if b.local == local {
 			return b, nil
 		}
 	}
-	return base{}, fmt.Errorf("%w: %s", ErrNoBase, local)
+	return nil, fmt.Errorf("%w: %s", ErrNoBase, local)
 }
 
 func (p *Port) send(local, to netip.AddrPort, payload []byte) error {
@@ -207,12 +269,13 @@ func (p *Port) detach(ufrag string) {
 	delete(p.sessions, ufrag)
 }
 
-func (p *Port) read(b base) {
+func (p *Port) read(b *base) {
+	defer close(b.ended)
 	buf := make([]byte, receiveMTU)
 	for failing := false; ; {
 		n, from, err := readFrom(b.conn, buf)
 		select {
-		case <-p.done:
+		case <-b.done:
 			return
 		default:
 		}
@@ -226,7 +289,7 @@ func (p *Port) read(b base) {
 			}
 			failing = true
 			select {
-			case <-p.done:
+			case <-b.done:
 				return
 			case <-time.After(readRetryWait):
 			}

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/pion/ice/v4"
-	"github.com/pion/stun/v4"
 )
 
 const (
@@ -34,7 +33,14 @@ type SessionConfig struct {
 	Remotes []Candidate
 	// Forbidden are networks no candidate may be in.
 	Forbidden []Forbidden
-	Log       *slog.Logger
+	// Leaves tells whether packets from a base to an address leave this host by
+	// the interface that the base is on; nil for always. Those that do not would
+	// come from another NAT than the peer is told of, or from no valid address.
+	Leaves func(base, remote netip.Addr) bool
+	// Count is told the size of each packet of the session, in both directions,
+	// without UDP's and IP's headers; nil for nobody.
+	Count func(bytes int)
+	Log   *slog.Logger
 }
 
 // Path is a working candidate pair.
@@ -55,6 +61,8 @@ type Session struct {
 	role          Role
 	local, remote Credentials
 	forbidden     []Forbidden
+	leaves        func(base, remote netip.Addr) bool
+	count         func(bytes int)
 	log           *slog.Logger
 	agent         *ice.Agent
 	conns         map[netip.AddrPort]*checkConn // read-only after NewSession
@@ -69,8 +77,12 @@ type Session struct {
 	checks    checkList
 	pending   []pendingCheck
 	path      Path
-	lastHeard time.Time // last valid check from the peer on any pair
-	sent      Stats     // Openers, Probes and Forged
+	lastHeard time.Time     // last valid check from the peer on any pair
+	patience  time.Duration // of Monitor with a hurried check
+	sent      Stats         // Openers, Probes and Forged
+	moved     bool          // see Moved
+	// astray is what leaves has said no to, or yes, as first asked.
+	astray map[[2]netip.Addr]bool
 }
 
 type pendingCheck struct {
@@ -91,13 +103,17 @@ func (p *Port) NewSession(cfg SessionConfig) (*Session, error) {
 	}
 	s := &Session{
 		port: p, role: cfg.Role, local: cfg.Local, remote: cfg.Remote,
-		forbidden: cfg.Forbidden, log: cfg.Log,
+		forbidden: cfg.Forbidden, leaves: cfg.Leaves, count: cfg.Count, log: cfg.Log,
+		astray:   map[[2]netip.Addr]bool{},
 		conns:    map[netip.AddrPort]*checkConn{},
 		done:     make(chan struct{}),
 		checkNow: make(chan struct{}, 1),
 		paths:    make(chan Path, 1),
 		kinds:    map[netip.AddrPort]Kind{},
 		checks:   checkList{},
+	}
+	if s.count == nil {
+		s.count = func(int) {}
 	}
 	if err := s.newAgent(acceptanceFor(p.Local(), cfg.Remotes)); err != nil {
 		return nil, fmt.Errorf("ICE agent: %w", err)
@@ -249,12 +265,16 @@ func (s *Session) heardFrom(a netip.Addr) bool {
 	return false
 }
 
-// CheckNow makes Monitor check at once: there is evidence of trouble.
-func (s *Session) CheckNow() {
+// CheckNow makes Monitor check at once, for there is evidence of trouble, and
+// returns how long it takes at most until Monitor knows.
+func (s *Session) CheckNow() time.Duration {
 	select {
 	case s.checkNow <- struct{}{}:
 	default:
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.patience
 }
 
 // Close ends the session: checks are no longer sent nor answered, Monitor
@@ -274,61 +294,6 @@ func (s *Session) Close() error {
 	return err
 }
 
-// request takes a check from the peer off the port; pion verifies it.
-func (s *Session) request(pk packet) {
-	conn := s.conns[pk.local]
-	s.mu.Lock()
-	// Only a pair that is being checked: an unverified packet must not make states.
-	if c, ok := s.checks[pair{pk.local, pk.from}]; ok {
-		c.alive(time.Now())
-	}
-	s.mu.Unlock()
-	conn.deliver(pk.from, pk.msg.Raw)
-}
-
-// checked is pion's handler for every check it verified. It never switches pairs.
-func (s *Session) checked(_ *stun.Message, local, remote ice.Candidate, _ *ice.CandidatePair) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.checks.at(pair{addrOf(local), addrOf(remote)}).heard++
-	s.lastHeard = time.Now()
-	return false
-}
-
-// sending decides whether pion's check leaves, and notes what to expect.
-func (s *Session) sending(p pair, msg *stun.Message) bool {
-	nomination := msg.Contains(stun.AttrUseCandidate)
-	now := time.Now()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed || !s.checks.at(p).mayCheck(now, nomination) {
-		return false
-	}
-	s.expire(now)
-	s.pending = append(s.pending, pendingCheck{msg.TransactionID, p, now})
-	s.port.expect(msg.TransactionID, func(pk packet) { s.response(pk, p, now) })
-	if nomination {
-		s.setPath(p)
-	}
-	return true
-}
-
-// response takes the answer to one of pion's checks, sent on p at sentAt.
-func (s *Session) response(pk packet, p pair, sentAt time.Time) {
-	// Checked on a copy: verification scribbles on the message.
-	own := stun.Message{Raw: append([]byte(nil), pk.msg.Raw...)}
-	authentic := own.Decode() == nil && stun.NewShortTermIntegrity(s.remote.Pwd).Check(&own) == nil
-	if authentic && pk.msg.Type.Class == stun.ClassSuccessResponse && (pair{pk.local, pk.from}) == p {
-		now := time.Now()
-		s.mu.Lock()
-		c := s.checks.at(p)
-		c.answered++
-		c.rtt = now.Sub(sentAt)
-		s.mu.Unlock()
-	}
-	s.conns[pk.local].deliver(pk.from, pk.msg.Raw)
-}
-
 // selected is pion's report of the pair both sides agreed on.
 func (s *Session) selected(local, remote ice.Candidate) {
 	s.mu.Lock()
@@ -341,6 +306,7 @@ func (s *Session) setPath(p pair) {
 	if s.closed || s.path.Local == p.local && s.path.Remote == p.remote {
 		return
 	}
+	s.moved = false
 	s.path = Path{Kind: s.kind(p.remote), Local: p.local, Remote: p.remote, RTT: s.checks.at(p).rtt}
 	select {
 	case <-s.paths:
@@ -354,16 +320,6 @@ func (s *Session) kind(remote netip.AddrPort) Kind {
 		return k
 	}
 	return PeerReflexive
-}
-
-// expire forgets the checks that can no longer be answered; all when now is zero.
-func (s *Session) expire(now time.Time) {
-	n := 0
-	for n < len(s.pending) && (now.IsZero() || now.Sub(s.pending[n].at) > checkTimeout) {
-		s.port.forget(s.pending[n].id)
-		n++
-	}
-	s.pending = s.pending[n:]
 }
 
 // addrOf is the transport address of a pion candidate; pion parsed it before,

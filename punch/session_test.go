@@ -107,11 +107,13 @@ func TestNATGrid(t *testing.T) {
 	}
 }
 
-// expectNoPath lets both sides check until the pacing has slowed down.
+// expectNoPath lets both sides check for a while.
 func expectNoPath(t *testing.T, sessions ...*Session) {
-	const enough = 60 // checks per candidate: more than come in the first second
+	// Where there is a path, the first checks find it. A busy machine may send few of
+	// those that are due while both sides start, and what follows comes slowly.
+	const enough = 30 // for each candidate
 	for _, s := range sessions {
-		eventually(t, "60 checks to each candidate", func() bool {
+		eventually(t, "enough checks to each candidate", func() bool {
 			st := s.Checked()
 			return st.total().RequestsSent >= enough*len(st.Pairs) && len(st.Pairs) > 0
 		})
@@ -269,8 +271,10 @@ func TestNewSessionRefuses(t *testing.T) {
 // quick is a consent schedule for tests on the real clock.
 var quick = Consent{
 	Interval: 50 * time.Millisecond, Jitter: 0.2,
-	Tries: []time.Duration{100 * time.Millisecond, 200 * time.Millisecond}, Lost: time.Second,
+	Routine: quickSchedule, Hurried: quickSchedule,
 }
+
+var quickSchedule = Schedule{Tries: []time.Duration{100 * time.Millisecond, 200 * time.Millisecond}, Lost: time.Second}
 
 func connected(t testing.TB) (*internet, *Session, *Session) {
 	in, a, b := newPair(t, portRestricted, portRestricted)
