@@ -32,6 +32,7 @@ type source interface {
 	communitySources(ctx context.Context) (map[string]string, error)
 	forecast(ctx context.Context, cs []Community) (Forecast, error)
 	ready() error
+	trouble() string
 }
 
 // adminSource is a source that can be changed.
@@ -89,7 +90,7 @@ type apiError struct {
 // statusHandler is what the status listener serves: it changes nothing. It
 // adds the collector to the registry, so it is called once.
 func (s *Server) statusHandler() http.Handler {
-	s.hub.metrics.registry.MustRegister(newCollector(s, s.stun.Stats))
+	s.hub.metrics.registry.MustRegister(newCollector(s, s.stun.Stats), newExpiry(s.certs))
 	return newStatusHandler(s, s.hub.metrics, s.token)
 }
 
@@ -203,6 +204,11 @@ func withHistory(src source, nodes []NodeView) ([]NodeHistory, error) {
 			history = []store.Observation{}
 		}
 		n.Since, n.LastSeen, n.ObservedAt = n.Since.UTC(), n.LastSeen.UTC(), n.ObservedAt.UTC()
+		if n.Usage != nil {
+			utc := *n.Usage // the hub's must not be written to
+			utc.At = utc.At.UTC()
+			n.Usage = &utc
+		}
 		out = append(out, NodeHistory{NodeView: n, History: history})
 	}
 	return out, nil

@@ -30,6 +30,7 @@ type fakeSource struct {
 	history  map[string][]store.Observation
 	sources  map[string]string
 	notReady error
+	troubled string
 	failing  error // of every call that can fail
 	known    map[wire.NodeName]*known
 
@@ -39,6 +40,7 @@ type fakeSource struct {
 
 func (f *fakeSource) snapshot(context.Context) (Snapshot, error) { return f.snap, f.failing }
 func (f *fakeSource) ready() error                               { return f.notReady }
+func (f *fakeSource) trouble() string                            { return f.troubled }
 
 func (f *fakeSource) observations(node string) ([]store.Observation, error) {
 	return f.history[node], f.failing
@@ -103,6 +105,10 @@ func sampleSource() *fakeSource {
 	edge2.Observed, edge2.Observed6 = addr("203.0.113.77:61804"), addr("[2001:db8:7::20]:4500")
 	edge2.NAT.Allocation, edge2.NAT.Hairpin, edge2.NAT.Hops = wire.Random, wire.Yes, 2
 	edge2.Punch, edge2.NoProbe = wire.PolicyICEOnly, "nftables is missing"
+	edge2.Metered, edge2.RefusedReports = true, 3
+	edge2.RefusedSessions, edge2.Refusal = 1, "endpoint.subnets: 10.1.0.0/24 overlaps 10.1.0.0/24 of beijing.edge1"
+	edge2.Usage = &UsageView{At: before(time.Minute), Seconds: 3600, Signalling: 812_345, STUN: 9_000,
+		Peers: map[wire.NodeName]int64{"beijing.edge1": 900_000, "beijing.connector": 300_000}}
 	edge3 := node("shanghai.edge3", wire.Edge, false, 26*time.Hour)
 	edge3.Observed = addr("[2001:db8:5::17]:4500")
 
@@ -131,6 +137,10 @@ func sampleSource() *fakeSource {
 	offline := pair("beijing.edge1", "shanghai.edge3", Down, 26*time.Hour)
 	offline.Verdict = VerdictView{nat.Relay, nat.ICE, "no common address family"}
 	offline.Reason, offline.Attempts = "shanghai.edge3 is offline", 31
+	relayed := pair("beijing.edge2", "beijing.edge8", Relayed, time.Minute)
+	relayed.Verdict = VerdictView{nat.Direct, nat.ICE, "both ports are known"}
+	relayed.Relay, relayed.Reason = "beijing.connector", "beijing.edge2: consent lost"
+	relayed.Attempts, relayed.RetryAt = 3, sampleNow.Add(12*time.Second)
 	retry := pair("beijing.edge2", "shanghai.edge4", Down, 10*time.Second)
 	retry.Verdict = VerdictView{Expect: expectUnknown, Reason: "shanghai.edge4 has never been online: nothing is known of its NAT"}
 	retry.Reason = "both NATs are symmetric (address-and-port-dependent mapping): the port to aim at changes per destination"
@@ -141,7 +151,7 @@ func sampleSource() *fakeSource {
 			At:          sampleNow,
 			Nodes:       []NodeView{connector, edge1, edge2, edge3},
 			Communities: []Community{{Name: "all-edges", Members: []string{"beijing.edge1", "beijing.edge2", "shanghai.edge3", "shanghai.edge4"}}},
-			Pairs:       []PairView{relay, punched, offline, retry},
+			Pairs:       []PairView{relay, punched, offline, relayed, retry},
 		},
 		history: map[string][]store.Observation{"beijing.edge1": {
 			{Addr: addr("203.0.113.20:4500"), At: before(3 * time.Hour).UTC(), Last: before(14 * time.Second).UTC(), Means: "stun:3478"},
@@ -169,6 +179,9 @@ func TestAPILists(t *testing.T) {
 
 	var nodes NodeList
 	getJSON(t, h, "/api/v1/nodes", &nodes)
+	if u := nodes.Nodes[2].Usage; u == nil || u.Signalling != 812_345 || u.At.Location() != time.UTC {
+		t.Errorf("usage: %+v", u)
+	}
 	if len(nodes.Nodes) != 4 || nodes.Nodes[1].Name != "beijing.edge1" || nodes.Nodes[1].Observed != src.snap.Nodes[1].Observed {
 		t.Errorf("nodes: %+v", nodes.Nodes)
 	}
@@ -185,7 +198,7 @@ func TestAPILists(t *testing.T) {
 
 	var pairs PairList
 	getJSON(t, h, "/api/v1/pairs", &pairs)
-	if len(pairs.Pairs) != 4 || !reflect.DeepEqual(pairs.Pairs[1].Paths, src.snap.Pairs[1].Paths) {
+	if len(pairs.Pairs) != 5 || pairs.Pairs[3].Relay != "beijing.connector" || !reflect.DeepEqual(pairs.Pairs[1].Paths, src.snap.Pairs[1].Paths) {
 		t.Errorf("pairs: %+v", pairs.Pairs)
 	}
 }
@@ -421,6 +434,9 @@ func TestHandlersOfServer(t *testing.T) {
 	rec := newRecorder(db, log)
 	s := &Server{cfg: Config{CommunitiesDir: "/etc/bodkin/communities"}, log: log, store: db, recorder: rec}
 	s.hub = newHub(log, newCoordinator(rand.New(rand.NewPCG(1, 2))), rec, newMetrics(), db.ID())
+	if s.certs, err = newCertificates(newSite(t).config, log); err != nil {
+		t.Fatal(err)
+	}
 	local := netip.MustParseAddrPort("127.0.0.1:0")
 	if s.stun, err = ListenSTUN(STUNConfig{Listen: [2]netip.AddrPort{local, local}, Log: log}); err != nil {
 		t.Fatal(err)

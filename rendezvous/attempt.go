@@ -138,14 +138,14 @@ func (c *coordinator) order(now time.Time, p *pair) {
 		{Ufrag: c.token(4), Pwd: c.token(16)},
 		{Ufrag: c.token(4), Pwd: c.token(16)},
 	}
-	last := max(c.nodes[p.names[0]].delay, c.nodes[p.names[1]].delay)
+	offsets := c.startOffsets(p)
 	for i, name := range p.names {
 		me, you := c.nodes[name], c.nodes[p.other(name)]
 		m := &wire.Punch{
 			Attempt:      a.id,
 			Peer:         c.peer(p, name),
 			Strategy:     wire.Strategy(a.strategy),
-			StartAfterMs: min(last-me.delay, maxStartOffset).Milliseconds(),
+			StartAfterMs: offsets[i],
 			Local:        creds[i],
 			Remote:       creds[1-i],
 			Candidates:   you.candidates(predicted[1-i]),
@@ -163,6 +163,16 @@ func (c *coordinator) order(now time.Time, p *pair) {
 		c.do(send{name, m})
 	}
 	c.schedule(p)
+}
+
+// startOffsets are what each side has to wait after receipt, in milliseconds, so
+// that both start at one moment.
+func (c *coordinator) startOffsets(p *pair) (offsets [2]int64) {
+	delays := [2]time.Duration{c.nodes[p.names[0]].delay, c.nodes[p.names[1]].delay}
+	for i := range offsets {
+		offsets[i] = min(max(delays[0], delays[1])-delays[i], maxStartOffset).Milliseconds()
+	}
+	return offsets
 }
 
 // fail ends the running attempt, tells the sides other than from, and sets the
@@ -220,10 +230,14 @@ func (c *coordinator) due(p *pair) time.Time {
 	if strategy == nat.Probe {
 		pause = probeRetryMin
 	}
-	if started := p.started[rank(strategy)]; started.Add(pause).After(p.retryAt) && !started.IsZero() {
-		return started.Add(pause)
+	at := p.retryAt
+	if started := p.started[rank(strategy)]; started.Add(pause).After(at) && !started.IsZero() {
+		at = started.Add(pause)
 	}
-	return p.retryAt
+	if p.state != Direct && p.damping.held(at) && c.relay(p) != "" {
+		at = p.damping.until
+	}
+	return at
 }
 
 // abandon ends an attempt because name's session ended; the other side is told.

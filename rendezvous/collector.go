@@ -21,7 +21,7 @@ type collector struct {
 	src                                            source
 	stun                                           func() STUNStats
 	nodes, pairs, storeOK                          *prometheus.Desc
-	nats, verdicts                                 *prometheus.Desc
+	nats, verdicts, idle, idlePerPeer              *prometheus.Desc
 	stunRequests, stunResponses, stunSendingFailed *prometheus.Desc
 }
 
@@ -35,6 +35,8 @@ func newCollector(src source, stun func() STUNStats) *collector {
 		pairs:             desc("bodkin_pairs", "Pairs of nodes that shall have a tunnel.", "state"),
 		nats:              desc("bodkin_node_nats", "Nodes by what the NATs before them do, RFC 4787.", "mapping", "filtering", "allocation"),
 		verdicts:          desc("bodkin_pair_verdicts", "Pairs by what is expected of them, whatever has happened so far.", "expect", "strategy"),
+		idle:              desc("bodkin_node_idle_bytes_per_day", "What a node costs while nothing flows through its tunnels, in IP bytes a day.", "node", "part"),
+		idlePerPeer:       desc("bodkin_node_idle_peer_bytes_per_day", "The mean of it for one of the node's peers.", "node"),
 		storeOK:           desc("bodkin_store_ok", "1 while the store takes writes, else 0."),
 		stunRequests:      desc("bodkin_stun_requests_total", "STUN packets received, by what became of them.", "result"),
 		stunResponses:     desc("bodkin_stun_responses_total", "STUN responses sent, errors among them."),
@@ -44,7 +46,7 @@ func newCollector(src source, stun func() STUNStats) *collector {
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.nodes, c.nats, c.pairs, c.verdicts, c.storeOK, c.stunRequests, c.stunResponses, c.stunSendingFailed} {
+	for _, d := range []*prometheus.Desc{c.nodes, c.nats, c.pairs, c.verdicts, c.idle, c.idlePerPeer, c.storeOK, c.stunRequests, c.stunResponses, c.stunSendingFailed} {
 		ch <- d
 	}
 }
@@ -88,6 +90,16 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			online++
 		}
 		nats[natLabels(n.NAT)]++
+		if u := n.Usage; u != nil {
+			var peers int64
+			for _, bytes := range u.Peers {
+				peers += bytes
+			}
+			gauge(c.idle, int(u.Signalling), string(n.Name), "signalling")
+			gauge(c.idle, int(u.STUN), string(n.Name), "stun")
+			gauge(c.idle, int(peers), string(n.Name), "peers")
+			gauge(c.idlePerPeer, int(u.perPeer()), string(n.Name))
+		}
 	}
 	for labels, n := range nats {
 		gauge(c.nats, n, labels[:]...)
@@ -95,7 +107,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(c.nodes, online, "true")
 	gauge(c.nodes, len(snap.Nodes)-online, "false")
 	// A state nobody is in counts zero: a series that vanishes fires no alert.
-	states := map[State]int{Direct: 0, Down: 0}
+	states := map[State]int{Direct: 0, Relayed: 0, Down: 0}
 	verdicts := map[[2]string]int{{string(nat.Relay), string(nat.ICE)}: 0}
 	for _, p := range snap.Pairs {
 		states[p.State]++

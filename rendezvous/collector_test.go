@@ -14,6 +14,14 @@ func sampleSTUN() STUNStats {
 
 func TestCollector(t *testing.T) {
 	const want = `
+# HELP bodkin_node_idle_bytes_per_day What a node costs while nothing flows through its tunnels, in IP bytes a day.
+# TYPE bodkin_node_idle_bytes_per_day gauge
+bodkin_node_idle_bytes_per_day{node="beijing.edge2",part="peers"} 1.2e+06
+bodkin_node_idle_bytes_per_day{node="beijing.edge2",part="signalling"} 812345
+bodkin_node_idle_bytes_per_day{node="beijing.edge2",part="stun"} 9000
+# HELP bodkin_node_idle_peer_bytes_per_day The mean of it for one of the node's peers.
+# TYPE bodkin_node_idle_peer_bytes_per_day gauge
+bodkin_node_idle_peer_bytes_per_day{node="beijing.edge2"} 600000
 # HELP bodkin_node_nats Nodes by what the NATs before them do, RFC 4787.
 # TYPE bodkin_node_nats gauge
 bodkin_node_nats{allocation="none",filtering="address-and-port-dependent",mapping="none"} 1
@@ -26,6 +34,7 @@ bodkin_nodes{online="false"} 1
 bodkin_nodes{online="true"} 3
 # HELP bodkin_pair_verdicts Pairs by what is expected of them, whatever has happened so far.
 # TYPE bodkin_pair_verdicts gauge
+bodkin_pair_verdicts{expect="direct",strategy="ice"} 1
 bodkin_pair_verdicts{expect="direct",strategy="probe"} 1
 bodkin_pair_verdicts{expect="direct",strategy="public"} 1
 bodkin_pair_verdicts{expect="relay",strategy="ice"} 1
@@ -34,6 +43,7 @@ bodkin_pair_verdicts{expect="unknown",strategy="unknown"} 1
 # TYPE bodkin_pairs gauge
 bodkin_pairs{state="direct"} 2
 bodkin_pairs{state="down"} 2
+bodkin_pairs{state="relayed"} 1
 # HELP bodkin_store_ok 1 while the store takes writes, else 0.
 # TYPE bodkin_store_ok gauge
 bodkin_store_ok 1
@@ -69,6 +79,7 @@ bodkin_pair_verdicts{expect="relay",strategy="ice"} 0
 # TYPE bodkin_pairs gauge
 bodkin_pairs{state="direct"} 0
 bodkin_pairs{state="down"} 0
+bodkin_pairs{state="relayed"} 0
 # HELP bodkin_store_ok 1 while the store takes writes, else 0.
 # TYPE bodkin_store_ok gauge
 bodkin_store_ok 0

@@ -1,7 +1,6 @@
 package rendezvous
 
 import (
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -56,8 +55,46 @@ type Config struct {
 	// whom every edge of their cluster keeps a tunnel. Empty is FabEdge's
 	// name for it, CLUSTER.connector, in each cluster.
 	Connectors []string `yaml:"connectors"`
+	// Relay is what is done for pairs that are not direct.
+	Relay RelayConfig `yaml:"relay"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `yaml:"logLevel"`
+}
+
+// RelayConfig says whether connectors carry what has no direct path.
+type RelayConfig struct {
+	// Enabled gives each edge a way through its cluster's connector to those it
+	// shares a community with.
+	Enabled bool `yaml:"enabled"`
+	// Ranges are the networks that this way leads to, in CIDR. Empty is what
+	// follows from the members' subnets.
+	Ranges []string `yaml:"ranges"`
+}
+
+// parse checks what a Peers message must be able to carry.
+func (r RelayConfig) parse() (relaying, error) {
+	out := relaying{enabled: r.Enabled}
+	if len(r.Ranges) > wire.MaxSubnets {
+		return out, fmt.Errorf("relay.ranges: %d ranges: want at most %d", len(r.Ranges), wire.MaxSubnets)
+	}
+	for _, text := range r.Ranges {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return out, fmt.Errorf("relay.ranges: %q is no CIDR: want something like 10.233.0.0/16", text)
+		}
+		if p != p.Masked() {
+			return out, fmt.Errorf("relay.ranges: %s has bits set behind its mask: want %s", p, p.Masked())
+		}
+		widest := widestRange4
+		if p.Addr().Is6() {
+			widest = widestRange6
+		}
+		if p.Bits() < widest {
+			return out, fmt.Errorf("relay.ranges: %s would draw too many addresses into the tunnels: want /%d or longer", p, widest)
+		}
+		out.ranges = append(out.ranges, p)
+	}
+	return out, nil
 }
 
 // DefaultConfig is what a key that is not given means.
@@ -74,6 +111,7 @@ func DefaultConfig() Config {
 		AdminSocket:     "/run/bodkin/rendezvous.sock",
 		Store:           "/var/lib/bodkin/rendezvous.db",
 		Connectors:      []string{},
+		Relay:           RelayConfig{Enabled: true, Ranges: []string{}},
 		LogLevel:        "info",
 	}
 }
@@ -101,6 +139,9 @@ func (c Config) check() error {
 		return err
 	}
 	if _, err := c.publicAddrs(); err != nil {
+		return err
+	}
+	if _, err := c.Relay.parse(); err != nil {
 		return err
 	}
 	for _, name := range c.Connectors {
@@ -200,29 +241,6 @@ func (c Config) statusToken() (string, error) {
 		return "", fmt.Errorf("%w: statusTokenFile %s: %d characters: want 16 or more", ErrConfig, c.StatusTokenFile, len(token))
 	}
 	return token, nil
-}
-
-// tlsConfig demands a certificate of our CA from every client.
-func (c Config) tlsConfig() (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(c.Certificate, c.Key)
-	if err != nil {
-		return nil, fmt.Errorf("%w: certificate %s, key %s: %w", ErrConfig, c.Certificate, c.Key, err)
-	}
-	pem, err := os.ReadFile(c.CA)
-	if err != nil {
-		return nil, fmt.Errorf("%w: ca: %w", ErrConfig, err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%w: ca: %s holds no PEM certificate", ErrConfig, c.CA)
-	}
-	return &tls.Config{
-		Certificates: []tls.Certificate{cert},
-		ClientCAs:    pool,
-		ClientAuth:   tls.RequireAndVerifyClientCert,
-		MinVersion:   tls.VersionTLS13,
-		NextProtos:   []string{"http/1.1"}, // a websocket upgrade needs HTTP/1.1
-	}, nil
 }
 
 // identify is the node a TLS client is, by its certificate.

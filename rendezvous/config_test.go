@@ -30,6 +30,9 @@ adminSocket: /a.sock
 store: /a.db
 communitiesDir: /communities
 connectors: [beijing.gate]
+relay:
+  enabled: false
+  ranges: [10.233.0.0/16]
 logLevel: debug
 `)
 	got, err := LoadConfig(path)
@@ -39,7 +42,7 @@ logLevel: debug
 		PublicAddresses: []string{"198.51.100.1", "2001:db8::1"},
 		Status:          "[::1]:7480", StatusTokenFile: "/token",
 		AdminSocket: "/a.sock", Store: "/a.db", CommunitiesDir: "/communities",
-		Connectors: []string{"beijing.gate"}, LogLevel: "debug",
+		Connectors: []string{"beijing.gate"}, Relay: RelayConfig{Ranges: []string{"10.233.0.0/16"}}, LogLevel: "debug",
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, %v", got, err)
@@ -87,6 +90,11 @@ func TestConfigErrors(t *testing.T) {
 		{"no store", "store: \"\"\n", "store: empty: want the path"},
 		{"no admin socket", "adminSocket: \"\"\n", "adminSocket: empty: want the path"},
 		{"connector that is no name", "connectors: [\"Beijing Connector\"]\n", "connectors: "},
+		{"relay range that is no CIDR", "relay: {ranges: [10.233.0.0]}\n", `relay.ranges: "10.233.0.0" is no CIDR: want something like 10.233.0.0/16`},
+		{"relay range with host bits", "relay: {ranges: [10.233.1.0/16]}\n", "relay.ranges: 10.233.1.0/16 has bits set behind its mask: want 10.233.0.0/16"},
+		{"relay range of everything", "relay: {ranges: [0.0.0.0/0]}\n", "relay.ranges: 0.0.0.0/0 would draw too many addresses into the tunnels: want /8 or longer"},
+		{"relay range of all of IPv6", "relay: {ranges: [\"fd00::/8\"]}\n", "relay.ranges: fd00::/8 would draw too many addresses into the tunnels: want /32 or longer"},
+		{"unknown key of relay", "relay: {range: []}\n", "relay.range: unknown key: want one of enabled, ranges"},
 		{"log level", "logLevel: loud\n", `logLevel: "loud": want debug, info, warn or error`},
 	}
 	path := filepath.Join(t.TempDir(), "rendezvous.yaml")

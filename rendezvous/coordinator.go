@@ -15,8 +15,9 @@ type State string
 
 // States. A pair that is not direct carries a reason.
 const (
-	Direct State = "direct"
-	Down   State = "down"
+	Direct  State = "direct"
+	Relayed State = "relayed"
+	Down    State = "down"
 )
 
 // action is what the coordinator wants done; the hub does it.
@@ -44,15 +45,17 @@ func (forget) isAction() {}
 type coordinator struct {
 	rand        *rand.Rand
 	nodes       map[wire.NodeName]*node
+	relaying    relaying
 	communities []Community
 	policies    map[string]nat.Policy // of communities
 	shared      map[PairID][]string   // Pairs of communities
 	pairs       map[PairID]*pair
 	// sorted is all pairs by ID, so that two runs do things in one order;
-	// byNode is the same by member. Both are made by rebuild.
+	// byNode is the same by member.
 	sorted []*pair
 	byNode map[wire.NodeName][]*pair
 	agenda agenda
+	lists  lists
 	// running counts each node's attempts, strained those of them that its NAT
 	// bears only one of at a time.
 	running, strained map[wire.NodeName]int
@@ -68,7 +71,10 @@ type pair struct {
 	// verdict is what is expected, by what is known now.
 	verdict nat.Verdict
 	// sides holds what each end last told.
-	sides  [2]side
+	sides [2]side
+	// listed: that end has been told of the other one, in this session. It
+	// cannot follow an order before.
+	listed [2]bool
 	state  State
 	reason string
 	since  time.Time
@@ -82,6 +88,7 @@ type pair struct {
 	failure string
 	// succeeded is the attempt that led to the tunnel that stands.
 	succeeded wire.AttemptID
+	damping   damping
 	// sixFailed: an attempt has failed, so that IPv6 at both ends is no reason
 	// to expect a path.
 	sixFailed bool
@@ -107,7 +114,21 @@ type side struct {
 	direct    bool
 	monitored bool
 	path      wire.Path
+	// attempt is the one that led to the tunnel, if the end named one.
+	attempt wire.AttemptID
+	// stale says why what the end believes in is no tunnel any more: the other
+	// end has lost it since.
+	stale string
+	// demoted: the end has been told to leave its tunnel.
+	demoted bool
+	// relay: the tunnel, which is one with the connector, relays; note says why
+	// it does not.
+	relay bool
+	note  string
 }
+
+// stands reports whether the end has a tunnel, as far as is known.
+func (s side) stands() bool { return s.direct && s.stale == "" }
 
 func (p *pair) index(n wire.NodeName) int {
 	if p.names[0] == n {
@@ -123,6 +144,7 @@ func (p *pair) has(n wire.NodeName) bool { return p.names[0] == n || p.names[1] 
 func newCoordinator(r *rand.Rand) *coordinator {
 	return &coordinator{
 		rand: r, nodes: map[wire.NodeName]*node{}, pairs: map[PairID]*pair{}, shared: map[PairID][]string{},
+		lists:   lists{untold: map[wire.NodeName]bool{}},
 		running: map[wire.NodeName]int{}, strained: map[wire.NodeName]int{},
 	}
 }
@@ -140,7 +162,7 @@ func (c *coordinator) flush() []action {
 // finds out by that is no news, so there is nothing to do.
 func (c *coordinator) Restore(now time.Time, nodes []NodeView, cs []Community, pairs []PairView) {
 	for _, v := range nodes {
-		n := &node{endpoint: v.Endpoint, nat: v.NAT, policy: v.Punch, noProbe: v.NoProbe}
+		n := &node{endpoint: v.Endpoint, nat: v.NAT, policy: v.Punch, noProbe: v.NoProbe, metered: v.Metered}
 		for _, at := range []netip.AddrPort{v.Observed, v.Observed6} {
 			if at.IsValid() {
 				*n.observed(at.Addr()) = at
@@ -169,33 +191,47 @@ func (c *coordinator) Online(now time.Time, hello *wire.Hello, delay time.Durati
 		n = &node{}
 		c.nodes[name] = n
 	}
-	changed := !known || !sameEndpoint(n.endpoint, hello.Endpoint)
+	changed := !known || n.metered != hello.Metered || !sameEndpoint(n.endpoint, hello.Endpoint)
 	was := n.endpoint
 	*n = node{
 		endpoint: hello.Endpoint, online: true, delay: delay, told: hello.Candidates,
-		public: n.public, nat: n.nat, policy: hello.Punch, noProbe: hello.NoProbe,
+		public: n.public, moved: n.moved, nat: n.nat, policy: hello.Punch, noProbe: hello.NoProbe, metered: hello.Metered,
+		berth: n.berth, relayed: n.relayed,
 	}
+	for _, p := range c.byNode[name] {
+		p.listed[p.index(name)] = false
+	}
+	c.sift(n)
 	if changed {
-		c.sift(n)
-		c.rebuild(now, append(c.resift(was.Subnets, hello.Endpoint.Subnets), name))
+		c.rejoin(now, append(c.resift(was.Subnets, hello.Endpoint.Subnets), name))
 	} else {
-		c.sift(n)
+		c.tell(now, []wire.NodeName{name})
 	}
 	standing := map[wire.NodeName]wire.Tunnel{}
 	for _, t := range hello.Tunnels {
 		standing[t.Peer] = t
 	}
 	for _, p := range c.byNode[name] {
+		i := p.index(name)
 		t, ok := standing[p.other(name)]
-		p.sides[p.index(name)] = side{told: true, direct: ok, monitored: ok && t.Monitored, path: t.Path}
+		p.sides[i] = saidIn(t, ok)
+		delete(standing, p.other(name))
 		c.abandon(p, name, string(name)+" started a new session")
 		if !ok {
-			c.suggestRetry(p, 1-p.index(name), string(name)+" has no tunnel")
+			c.gone(p, i, string(name)+" has no tunnel")
 		}
 		c.reset(now, p)
-		c.settle(now, p)
 	}
-	c.sendPeers(name)
+	n.standing = standing
+	// What a connector says of all its edges comes first: no pair shall be
+	// judged by the half of it.
+	settled := map[wire.NodeName]bool{name: true}
+	for _, p := range c.byNode[name] {
+		if edge, changed := c.carry(p); changed {
+			settled[edge] = true
+		}
+	}
+	c.settleAll(now, settled)
 	return c.flush()
 }
 
@@ -206,7 +242,7 @@ func (c *coordinator) Offline(now time.Time, name wire.NodeName) []action {
 	if n == nil || !n.online {
 		return nil
 	}
-	n.online, n.gathered, n.sentPeers = false, false, nil
+	n.online, n.gathered = false, false
 	for _, p := range c.byNode[name] {
 		c.abandon(p, name, string(name)+" went offline")
 		c.settle(now, p)
@@ -231,10 +267,18 @@ func (c *coordinator) Observed(now time.Time, name wire.NodeName, addr netip.Add
 	// at every look.
 	moved := n.gathered && seen.Addr() != addr.Addr()
 	*seen, n.gathered = addr, true
+	elsewhere := moved
 	if addr.Addr().Is4() && n.public != addr.Addr() {
+		elsewhere = n.public.IsValid()
 		n.public = addr.Addr()
 		for _, p := range c.byNode[name] {
 			p.started[rank(nat.Probe)] = time.Time{} // what was searched is another NAT
+		}
+	}
+	if elsewhere {
+		n.moved = now
+		for _, p := range c.byNode[name] {
+			p.damping.excuse(now)
 		}
 	}
 	c.networkChanged(now, name, moved)
@@ -260,13 +304,14 @@ func (c *coordinator) Network(now time.Time, name wire.NodeName, m *wire.Network
 // reason to hope, gives everything that is not direct another chance at once.
 func (c *coordinator) networkChanged(now time.Time, name wire.NodeName, hope bool) {
 	n := c.nodes[name]
+	told := n.nat // messages are read when the node's may be another
 	c.sift(n)
 	for _, p := range c.byNode[name] {
 		switch {
 		case p.attempt == nil && hope:
 			c.reset(now, p)
 		case p.attempt != nil && !p.attempt.preparing: // else the order brings it
-			c.do(send{p.other(name), &wire.Trickle{Attempt: p.attempt.id, Candidates: n.candidates(nil), RemoteNAT: &n.nat}})
+			c.do(send{p.other(name), &wire.Trickle{Attempt: p.attempt.id, Candidates: n.candidates(nil), RemoteNAT: &told}})
 		}
 		c.settle(now, p)
 	}
@@ -301,8 +346,9 @@ func (c *coordinator) Communities(now time.Time, cs []Community) []action {
 	return c.flush()
 }
 
-// Tick starts what is due and ends what is overdue.
+// Tick tells and starts what is due and ends what is overdue.
 func (c *coordinator) Tick(now time.Time) []action {
+	c.tellRest(now)
 	for _, p := range c.agenda.due(now) {
 		switch a := p.attempt; {
 		case a != nil && now.Before(a.deadline): // begun a moment ago
@@ -320,7 +366,12 @@ func (c *coordinator) Tick(now time.Time) []action {
 }
 
 // Next is when Tick has something to do, zero for never.
-func (c *coordinator) Next() time.Time { return c.agenda.next() }
+func (c *coordinator) Next() time.Time {
+	if next := c.agenda.next(); !next.IsZero() {
+		return earlier(c.lists.due, next)
+	}
+	return c.lists.due
+}
 
 // schedule puts a pair down for what is due next. What waits for a free slot is
 // put down when there is one.
@@ -334,73 +385,6 @@ func (c *coordinator) schedule(p *pair) {
 		at = c.due(p)
 	}
 	c.agenda.set(p, at)
-}
-
-// Report takes an agent's word on a pair. Words about pairs the node is not
-// part of, or about attempts that are over, change nothing.
-func (c *coordinator) Report(now time.Time, from wire.NodeName, r *wire.Report) []action {
-	p := c.pairs[NewPairID(string(from), string(r.Peer))]
-	if p == nil || !p.has(from) || from == r.Peer {
-		return nil
-	}
-	i := p.index(from)
-	// "here" in an agent's reason is that agent's; the pair has two ends.
-	reason := wire.Clip(string(from) + ": " + r.Reason)
-	current := p.attempt != nil && p.attempt.id == r.Attempt
-	for _, a := range []*attempt{p.attempt, p.last} {
-		if a != nil && a.id == r.Attempt && r.Attempt != "" {
-			a.packets[i] = max(a.packets[i], min(r.Packets, maxPackets))
-		}
-	}
-	switch r.Outcome {
-	case wire.OutcomeNominated:
-		if current {
-			p.attempt.nominated = true
-			p.sides[i].path = r.Path
-			c.do(record{c.view(p)})
-		}
-	case wire.OutcomeDirect:
-		// The tunnel that stands may move to another path.
-		moved := r.Attempt == p.succeeded && p.sides[i].direct
-		if !current && !moved && r.Attempt != "" {
-			break
-		}
-		p.sides[i] = side{told: true, direct: true, monitored: true, path: r.Path}
-		elapsed := time.Duration(r.ElapsedMs) * time.Millisecond
-		if current {
-			p.attempt.nominated, p.attempt.direct[i] = true, true
-			p.attempt.elapsed = max(p.attempt.elapsed, elapsed)
-			if p.attempt.direct[0] && p.attempt.direct[1] {
-				elapsed, p.succeeded = p.attempt.elapsed, p.attempt.id
-				c.end(p)
-			}
-		}
-		if !moved && p.attempt == nil && p.sides[0].direct && p.sides[1].direct {
-			p.tries, p.timeToDirect = 0, elapsed
-		}
-	case wire.OutcomeFailed:
-		if !current && r.Attempt != "" {
-			break
-		}
-		c.fail(now, p, reason, from)
-	case wire.OutcomeLost:
-		if current {
-			c.fail(now, p, reason, from)
-		}
-		p.sides[i] = side{told: true}
-		p.failure = reason
-		c.suggestRetry(p, 1-i, reason)
-	}
-	c.settle(now, p)
-	return c.flush()
-}
-
-// suggestRetry tells an end that believes in a tunnel without attempts that the
-// other end has none. Where there are attempts, the next one tells it.
-func (c *coordinator) suggestRetry(p *pair, end int, reason string) {
-	if name := p.names[end]; c.plan(p) == wire.PlanPublic && p.sides[end].direct && c.online(name) {
-		c.do(send{name, &wire.Retry{Peer: p.names[1-end], Reason: wire.Clip(reason)}})
-	}
 }
 
 func (c *coordinator) online(n wire.NodeName) bool { return c.nodes[n] != nil && c.nodes[n].online }

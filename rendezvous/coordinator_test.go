@@ -380,21 +380,31 @@ func TestReportsThatChangeNothing(t *testing.T) {
 		name   string
 		from   wire.NodeName
 		report wire.Report
+		// refused is why it is held against its sender, empty when it is not.
+		refused string
 	}{
-		{"by an outsider", edge3, wire.Report{Peer: edge1, Outcome: wire.OutcomeDirect}},
-		{"about itself", edge1, wire.Report{Peer: edge1, Outcome: wire.OutcomeLost}},
-		{"about nobody", edge1, wire.Report{Peer: "nobody.knows", Outcome: wire.OutcomeFailed}},
-		{"stale nominated", edge1, wire.Report{Peer: edge2, Attempt: old, Outcome: wire.OutcomeNominated}},
-		{"stale direct", edge1, wire.Report{Peer: edge2, Attempt: old, Outcome: wire.OutcomeDirect}},
-		{"stale failure", edge1, wire.Report{Peer: edge2, Attempt: old, Outcome: wire.OutcomeFailed, Reason: "x"}},
+		{"by an outsider", edge3, wire.Report{Peer: edge1, Outcome: wire.OutcomeDirect}, "it has no pair with that node"},
+		{"loss by an outsider", edge3, wire.Report{Peer: edge1, Outcome: wire.OutcomeLost, Reason: "x"}, "it has no pair with that node"},
+		{"about itself", edge1, wire.Report{Peer: edge1, Outcome: wire.OutcomeLost}, "it has no pair with that node"},
+		{"about nobody", edge1, wire.Report{Peer: "nobody.knows", Outcome: wire.OutcomeFailed}, "it has no pair with that node"},
+		{"stale nominated", edge1, wire.Report{Peer: edge2, Attempt: old, Outcome: wire.OutcomeNominated}, ""},
+		{"stale direct", edge1, wire.Report{Peer: edge2, Attempt: old, Outcome: wire.OutcomeDirect}, ""},
+		{"stale failure", edge1, wire.Report{Peer: edge2, Attempt: old, Outcome: wire.OutcomeFailed, Reason: "x"}, ""},
+		{"failure of a try of its own", edge1, wire.Report{Peer: edge2, Outcome: wire.OutcomeFailed, Reason: "x"}, ""},
+		{"stale loss", edge1, wire.Report{Peer: edge2, Attempt: old, Outcome: wire.OutcomeLost, Reason: "x"}, "that attempt has led to no tunnel"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			m := newMachine(t, community("all", edge1, edge2), community("other", edge2, edge3))
 			m.join(edge1, edge2, edge3)
 			before := m.Views()
-			if got := m.Report(m.now, tt.from, &tt.report); len(got) != 0 {
-				t.Errorf("%v", got)
+			got := m.Report(m.now, tt.from, &tt.report)
+			var want []action
+			if tt.refused != "" {
+				want = []action{refuseReport{tt.from, &tt.report, tt.refused}}
+			}
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("%v, want %v", got, want)
 			}
 			if after := m.Views(); !reflect.DeepEqual(before, after) {
 				t.Errorf("%+v\nbecame\n%+v", before, after)

@@ -111,14 +111,12 @@ func (h *hub) perform(actions []action) {
 			if s := h.sessions[a.to]; s != nil {
 				s.send(a.msg)
 			}
-			if p, ok := a.msg.(*wire.Punch); ok && p.Peer.Role == wire.Controlling {
-				h.log.Info("punch ordered", "pair", NewPairID(string(a.to), string(p.Peer.Endpoint.Name)), "attempt", p.Attempt,
-					"strategy", p.Strategy, "hopeless", p.Hopeless)
-				h.metrics.attempts.WithLabelValues(string(p.Strategy)).Inc()
-			}
+			h.note(a)
 		case refuse:
 			h.log.Warn("candidate refused", "node", a.node, "kind", a.candidate.Kind, "candidate", a.candidate.Addr, "reason", a.reason)
 			h.metrics.refused.WithLabelValues(string(a.cause)).Inc()
+		case refuseReport:
+			h.refused(a)
 		case record:
 			h.log.Info("pair", "pair", a.pair.ID, "state", a.pair.State, "reason", a.pair.Reason, "punching", a.pair.Punching,
 				"expect", a.pair.Verdict.Expect, "strategy", a.pair.Verdict.Strategy)
@@ -128,6 +126,42 @@ func (h *hub) perform(actions []action) {
 			h.recorder.forget(a.id)
 		}
 	}
+}
+
+// note logs and counts what is worth it of what is sent.
+func (h *hub) note(s send) {
+	switch m := s.msg.(type) {
+	case *wire.Punch:
+		if m.Peer.Role == wire.Controlling {
+			h.log.Info("punch ordered", "pair", NewPairID(string(s.to), string(m.Peer.Endpoint.Name)), "attempt", m.Attempt,
+				"strategy", m.Strategy, "hopeless", m.Hopeless)
+			h.metrics.attempts.WithLabelValues(string(m.Strategy)).Inc()
+		}
+	case *wire.Demote:
+		h.log.Info("node told to leave a direct tunnel", "node", s.to, "peer", m.Peer, "reason", m.Reason)
+		h.metrics.demotes.Inc()
+	}
+}
+
+// refused makes a report that was not its sender's to make visible. Some cross
+// with a change of the communities; of one that sends many, few are worth a line.
+func (h *hub) refused(r refuseReport) {
+	d := h.detail(r.node)
+	d.RefusedReports++
+	h.metrics.refusedReports.Inc()
+	if n := d.RefusedReports; n&(n-1) == 0 {
+		h.log.Warn("report refused", "node", r.node, "peer", r.report.Peer, "outcome", r.report.Outcome, "attempt", r.report.Attempt,
+			"reason", r.reason, "refused", n)
+	}
+}
+
+// turnedAway makes visible that a node was not let in, though its certificate is
+// good.
+func (h *hub) turnedAway(node wire.NodeName, err error) {
+	d := h.detail(node)
+	d.RefusedSessions++
+	d.Refusal = wire.Clip(err.Error())
+	h.metrics.refusedSessions.Inc()
 }
 
 // welcome opens the conversation and makes the session's STUN credential valid.
@@ -157,6 +191,7 @@ func (h *hub) join(ctx context.Context, s *session, hello *wire.Hello, delay tim
 	err := h.call(ctx, func(now time.Time) []action {
 		if err := h.coordinator.Admit(hello.Endpoint); err != nil {
 			refused = fmt.Errorf("%w: %w", errRefused, err)
+			h.turnedAway(s.node, err)
 			return nil
 		}
 		if old := h.sessions[s.node]; old != nil {
@@ -166,7 +201,7 @@ func (h *hub) join(ctx context.Context, s *session, hello *wire.Hello, delay tim
 		d := h.detail(s.node)
 		d.Online, d.Since, d.LastSeen = true, now, now
 		d.Endpoint, d.AgentVersion, d.Fingerprint = hello.Endpoint, hello.AgentVersion, s.fingerprint
-		d.Punch, d.NoProbe = hello.Punch, hello.NoProbe
+		d.Punch, d.NoProbe, d.Metered, d.Refusal = hello.Punch, hello.NoProbe, hello.Metered, ""
 		h.recorder.node(*d)
 		h.log.Info("node joined", "node", s.node, "remote", s.conn.RemoteAddr().String(), "agent", hello.AgentVersion)
 		actions := h.coordinator.Online(now, hello, delay)
@@ -216,6 +251,9 @@ func (h *hub) receive(ctx context.Context, s *session, m wire.Message) error {
 		case *wire.Report:
 			h.metrics.report(m)
 			return h.coordinator.Report(now, s.node, m)
+		case *wire.Usage:
+			h.detail(s.node).Usage = newUsageView(now, m, func(peer wire.NodeName) bool { return h.coordinator.paired(s.node, peer) })
+			return nil
 		}
 		wrong = fmt.Errorf("%s is not an agent's message", m.Type())
 		return nil

@@ -2,7 +2,6 @@ package rendezvous
 
 import (
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -22,6 +21,16 @@ type world struct {
 	// online nodes, and what each last said of its tunnel to each other.
 	up   map[wire.NodeName]bool
 	word map[[2]wire.NodeName]string
+	// of is the attempt that led to the tunnel each spoke of last, if it named one.
+	of map[[2]wire.NodeName]wire.AttemptID
+	// late is set for who said that it is direct when its attempt was over.
+	late map[[2]wire.NodeName]bool
+	// early is what each said in its hello of nodes it had no pair with.
+	early map[[2]wire.NodeName]wire.Tunnel
+	// relay is what each said of its tunnel with a connector, demoted who was
+	// told to leave a tunnel it believes in.
+	relay   map[[2]wire.NodeName]bool
+	demoted map[[2]wire.NodeName]bool
 	// policy is what each node's operator said, moved when each was seen at
 	// another address.
 	policy map[wire.NodeName]wire.Policy
@@ -39,6 +48,11 @@ type world struct {
 	// orders counts the orders by strategy, hopeless those without hope.
 	orders   map[wire.Strategy]int
 	hopeless int
+	// listed is whom each node was last told of in its session, and when.
+	listed map[wire.NodeName]listing
+	// demotes and holds count what the test has seen, waits the changes that a
+	// node was told of later.
+	demotes, holds, waits int
 }
 
 const (
@@ -49,17 +63,20 @@ const (
 // TestInvariants lets random things happen. A failure names its seed.
 func TestInvariants(t *testing.T) {
 	orders := map[wire.Strategy]int{}
+	demotes, holds, waits := 0, 0, 0
 	for seed := range uint64(12) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			w := &world{
 				machine: newMachine(t), rand: rand.New(rand.NewPCG(seed, 7)),
 				names: []wire.NodeName{edge1, edge2, edge3, edge4, connector},
-				up:    map[wire.NodeName]bool{}, word: map[[2]wire.NodeName]string{},
+				up:    map[wire.NodeName]bool{}, word: map[[2]wire.NodeName]string{}, of: map[[2]wire.NodeName]wire.AttemptID{},
+				early: map[[2]wire.NodeName]wire.Tunnel{}, late: map[[2]wire.NodeName]bool{}, relay: map[[2]wire.NodeName]bool{}, demoted: map[[2]wire.NodeName]bool{},
 				policy: map[wire.NodeName]wire.Policy{}, at: map[wire.NodeName]string{}, moved: map[wire.NodeName]time.Time{},
 				open: map[PairID]wire.AttemptID{}, direct: map[wire.AttemptID]map[wire.NodeName]bool{},
 				asked: map[wire.AttemptID][]wire.NodeName{}, started: map[PairID][ranks]time.Time{},
-				orders: orders,
+				orders: orders, listed: map[wire.NodeName]listing{},
 			}
+			w.relaying = relaying{enabled: true}
 			reached := map[State]int{}
 			for i := range 4000 {
 				what := w.step()
@@ -71,13 +88,17 @@ func TestInvariants(t *testing.T) {
 					reached[v.State]++
 				}
 			}
-			if reached[Direct] == 0 || reached[Down] == 0 || len(w.last) < 50 {
+			if reached[Direct] == 0 || reached[Relayed] == 0 || reached[Down] == 0 || len(w.last) < 50 {
 				t.Errorf("the test is blind: states %v, %d attempts", reached, len(w.last))
 			}
+			demotes, holds, waits = demotes+w.demotes, holds+w.holds, waits+w.waits
 			if w.hopeless == 0 {
 				t.Error("the test is blind: no order without hope")
 			}
 		})
+	}
+	if demotes < 20 || holds < 500 || waits < 100 {
+		t.Errorf("the test is blind: %d demotes, %d holds, %d lists that waited", demotes, holds, waits)
 	}
 	if len(orders) != 4 {
 		t.Errorf("the test is blind: orders %v", orders)
@@ -86,9 +107,15 @@ func TestInvariants(t *testing.T) {
 
 // step makes one thing happen and says what.
 func (w *world) step() string {
-	w.after(time.Duration(w.rand.IntN(700)) * time.Millisecond)
+	if w.rand.IntN(3) > 0 { // much comes at once
+		w.after(time.Duration(w.rand.IntN(700)) * time.Millisecond)
+	}
 	name := w.names[w.rand.IntN(len(w.names))]
-	switch w.rand.IntN(14) {
+	switch w.rand.IntN(18) {
+	case 14:
+		return w.loses()
+	case 15, 16, 17:
+		return w.uplinkReport(name)
 	case 0:
 		return w.hello(name)
 	case 1:
@@ -125,21 +152,39 @@ func (w *world) hello(name wire.NodeName) string {
 		if other == name {
 			continue
 		}
-		if w.rand.IntN(3) == 0 {
-			h.Tunnels = append(h.Tunnels, wire.Tunnel{Peer: other, Monitored: w.rand.IntN(2) == 0})
+		// Who comes back mostly has its tunnel with the connector.
+		public := name == connector || other == connector
+		if w.rand.IntN(3) == 0 || public && w.rand.IntN(2) == 0 {
+			h.Tunnels = append(h.Tunnels, wire.Tunnel{Peer: other, Monitored: w.rand.IntN(2) == 0, Relay: w.rand.IntN(4) > 0})
 		}
 	}
 	h.Punch = w.anyPolicy()
+	before := w.carriers()
 	w.up[name], w.policy[name] = true, h.Punch
 	w.leave(name)
-	w.take(w.Online(w.now, h, time.Duration(w.rand.IntN(100))*time.Millisecond))
-	for _, p := range w.byNode[name] { // what it says of others is not heard
-		said := [2]wire.NodeName{name, p.other(name)}
-		w.word[said] = saysNot
-		if slices.ContainsFunc(h.Tunnels, func(t wire.Tunnel) bool { return t.Peer == said[1] }) {
-			w.word[said] = saysDirect
+	for said := range w.early {
+		if said[0] == name {
+			delete(w.early, said)
 		}
 	}
+	for _, t := range h.Tunnels {
+		w.early[[2]wire.NodeName{name, t.Peer}] = t
+	}
+	known := w.known()
+	delete(w.listed, name)
+	actions := w.coordinator.Online(w.now, h, time.Duration(w.rand.IntN(100))*time.Millisecond)
+	w.hear(known)
+	for _, p := range w.byNode[name] {
+		delete(w.early, [2]wire.NodeName{name, p.other(name)})
+		said := [2]wire.NodeName{name, p.other(name)}
+		w.word[said], w.of[said] = saysNot, ""
+		w.late[said], w.relay[said], w.demoted[said] = false, false, false
+		if i := slices.IndexFunc(h.Tunnels, func(t wire.Tunnel) bool { return t.Peer == said[1] }); i >= 0 {
+			w.word[said], w.relay[said] = saysDirect, h.Tunnels[i].Relay
+		}
+	}
+	w.recarry(before)
+	w.take(actions)
 	return fmt.Sprint(name, " hello ", h.Tunnels)
 }
 
@@ -231,17 +276,51 @@ func (w *world) communities() string {
 		c.Punch = w.anyPolicy()
 		cs = append(cs, c)
 	}
-	known := slices.Collect(maps.Keys(w.pairs))
-	w.take(w.Communities(w.now, cs))
-	for _, id := range known {
+	known := w.known()
+	before := w.carriers()
+	actions := w.coordinator.Communities(w.now, cs)
+	for id := range known {
 		if w.pairs[id] == nil {
 			delete(w.started, id)
 			a, b := id.Nodes()
-			delete(w.word, [2]wire.NodeName{wire.NodeName(a), wire.NodeName(b)})
-			delete(w.word, [2]wire.NodeName{wire.NodeName(b), wire.NodeName(a)})
+			for _, said := range [][2]wire.NodeName{{wire.NodeName(a), wire.NodeName(b)}, {wire.NodeName(b), wire.NodeName(a)}} {
+				delete(w.word, said)
+				delete(w.late, said)
+				delete(w.relay, said)
+				delete(w.demoted, said)
+			}
 		}
 	}
+	w.hear(known)
+	w.recarry(before)
+	w.take(actions)
 	return fmt.Sprint("communities ", cs)
+}
+
+func (w *world) known() map[PairID]bool {
+	known := map[PairID]bool{}
+	for id := range w.pairs {
+		known[id] = true
+	}
+	return known
+}
+
+// hear counts what was said in hellos of pairs that have come into being since.
+func (w *world) hear(known map[PairID]bool) {
+	for id := range w.pairs {
+		a, b := id.Nodes()
+		for _, said := range [][2]wire.NodeName{{wire.NodeName(a), wire.NodeName(b)}, {wire.NodeName(b), wire.NodeName(a)}} {
+			if known[id] || !w.up[said[0]] {
+				continue
+			}
+			t, ok := w.early[said]
+			w.word[said], w.of[said], w.relay[said] = saysNot, "", false
+			if ok {
+				w.word[said], w.relay[said] = saysDirect, t.Relay
+			}
+			delete(w.early, said)
+		}
+	}
 }
 
 // report says something about the running attempt, a former one, or none.
@@ -261,12 +340,20 @@ func (w *world) report(from wire.NodeName) string {
 	outcomes := []wire.Outcome{wire.OutcomeNominated, wire.OutcomeDirect, wire.OutcomeDirect, wire.OutcomeDirect, wire.OutcomeFailed, wire.OutcomeLost}
 	outcome := outcomes[w.rand.IntN(len(outcomes))]
 	current := attempt != "" && w.open[id] == attempt
+	if w.pairs[id] == nil && outcome == wire.OutcomeLost {
+		delete(w.early, [2]wire.NodeName{from, to})
+	}
 	if from != to && w.pairs[id] != nil {
 		switch said := [2]wire.NodeName{from, to}; {
 		case outcome == wire.OutcomeLost:
-			w.word[said] = saysNot
+			if known := w.of[said]; current || attempt == "" || w.word[said] == saysDirect && (known == "" || known == attempt) {
+				w.word[said], w.relay[said] = saysNot, false
+			}
 		case outcome == wire.OutcomeDirect && (current || attempt == ""):
-			w.word[said] = saysDirect
+			w.word[said], w.of[said] = saysDirect, attempt
+			w.late[said], w.relay[said], w.demoted[said] = false, false, false
+		case outcome == wire.OutcomeDirect:
+			w.late[said], w.demoted[said] = true, false
 		}
 	}
 	if current {
@@ -312,12 +399,10 @@ func (w *world) take(actions []action) {
 			}) {
 				w.t.Errorf("%s gets candidates of attempt %s, which is none of its running ones", s.to, msg.Attempt)
 			}
+		case *wire.Demote:
+			w.demote(s.to, msg)
 		case *wire.Peers:
-			for _, p := range msg.Peers {
-				if !w.mayTalk(s.to, p.Endpoint.Name) {
-					w.t.Errorf("%s hears of %s", s.to, p.Endpoint.Name)
-				}
-			}
+			w.list(s.to, msg)
 		}
 	}
 	for id, parts := range ordered {
@@ -345,6 +430,9 @@ func (w *world) prepare(to wire.NodeName, attempt wire.AttemptID) {
 
 // begun holds a new attempt against the one before it.
 func (w *world) begun(id PairID, attempt wire.AttemptID, rank int) {
+	if p := w.pairs[id]; p.state == Relayed && p.damping.held(w.now) {
+		w.t.Errorf("%s: attempt %s though it is held until %v", id, attempt, p.damping.until)
+	}
 	if running, ok := w.open[id]; ok {
 		w.t.Errorf("%s: attempt %s beside %s", id, attempt, running)
 	}
@@ -371,6 +459,9 @@ func (w *world) ordered(to wire.NodeName, msg *wire.Punch, seen map[wire.Attempt
 	peer := msg.Peer.Endpoint.Name
 	id := NewPairID(string(to), string(peer))
 	seen[msg.Attempt] = append(seen[msg.Attempt], msg.Part)
+	if !slices.Contains(w.listed[to].names, peer) {
+		w.t.Errorf("%s is to punch to %s, which it has not been told of", to, peer)
+	}
 	w.orders[msg.Strategy]++
 	if msg.Hopeless != "" {
 		w.hopeless++
@@ -442,6 +533,7 @@ func (w *world) mayTalk(a, b wire.NodeName) bool {
 func (w *world) checkState() {
 	w.t.Helper()
 	w.checkNext()
+	w.checkLists()
 	if next := w.Next(); next.After(w.now.Add(probeRetryMax + probeRetryMax/2)) {
 		w.t.Errorf("next step in %v", next.Sub(w.now))
 	}
@@ -467,6 +559,8 @@ func (w *world) checkState() {
 		} else if open && w.strictest(v.Nodes[0], v.Nodes[1]) == wire.PolicyNever {
 			w.t.Errorf("%s punches, which is forbidden", v.ID)
 		}
+		w.checkRelay(v)
+		w.checkStep(v)
 		if v.Verdict.Expect == "" || v.Verdict.Reason == "" {
 			w.t.Errorf("%s without a verdict: %+v", v.ID, v.Verdict)
 		}

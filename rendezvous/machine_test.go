@@ -73,6 +73,24 @@ func newMachine(t *testing.T, cs ...Community) *machine {
 	return m
 }
 
+// Online and Communities come when no node is in the pause after its last list:
+// what that is for, lists_test.go tests.
+func (m *machine) Online(now time.Time, hello *wire.Hello, delay time.Duration) []action {
+	m.rest()
+	return m.coordinator.Online(now, hello, delay)
+}
+
+func (m *machine) Communities(now time.Time, cs []Community) []action {
+	m.rest()
+	return m.coordinator.Communities(now, cs)
+}
+
+func (m *machine) rest() {
+	for _, n := range m.nodes {
+		n.listedAt = time.Time{}
+	}
+}
+
 // join brings nodes online and lets the STUN service see them at port 4500 of
 // an address of their own.
 func (m *machine) join(names ...wire.NodeName) (out []action) {
@@ -113,7 +131,7 @@ func (m *machine) report(from, peer wire.NodeName, o wire.Outcome, id wire.Attem
 	r := &wire.Report{Peer: peer, Attempt: id, Outcome: o}
 	switch o {
 	case wire.OutcomeFailed, wire.OutcomeLost:
-		r.Reason = "because of it"
+		r.Reason, r.Silent = "because of it", o == wire.OutcomeLost
 	default:
 		r.Path = wire.Path{Kind: wire.PathServerReflexive, Remote: netip.MustParseAddrPort("203.0.113.9:4500")}
 		r.ElapsedMs = 400

@@ -23,6 +23,16 @@ type NodeView struct {
 	// cannot open many ports.
 	Punch   wire.Policy `json:"punch,omitempty"`
 	NoProbe string      `json:"noProbe,omitempty"`
+	// Metered: somebody pays for each byte, so that the session is pinged rarely.
+	Metered bool `json:"metered,omitempty"`
+	// Usage is what the node's standing still costs, nil until its agent says.
+	Usage *UsageView `json:"usage,omitempty"`
+	// RefusedReports counts reports about pairs and attempts that were not the
+	// node's, RefusedSessions sessions in which it claimed another's subnets;
+	// Refusal is why the last one was refused, unless one has been let in since.
+	RefusedReports  int    `json:"refusedReports,omitempty"`
+	RefusedSessions int    `json:"refusedSessions,omitempty"`
+	Refusal         string `json:"refusal,omitempty"`
 	// Observed is its IPv4 address if it was seen over IPv4, Observed6 the other
 	// one if it was seen over both.
 	Observed   netip.AddrPort `json:"observed,omitzero"`

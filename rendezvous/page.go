@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/bodkin-net/bodkin/punch/nat"
@@ -33,10 +32,11 @@ var pageTemplate = template.Must(template.ParseFS(pageFiles, "page.html.tmpl"))
 type page struct {
 	At      moment
 	Problem string // why the rendezvous is not ready, empty when it is
+	Trouble string // what it should not be left with, empty when nothing
 
-	NodesOnline                           int
-	PairsAll, PairsDirect, PairsDown      int
-	PairsPunching, PairsHidden, PairsShow int
+	NodesOnline                                    int
+	PairsAll, PairsDirect, PairsRelayed, PairsDown int
+	PairsPunching, PairsHidden, PairsShow          int
 
 	Nodes       []nodeRow
 	Communities []communityRow
@@ -56,8 +56,15 @@ type nodeRow struct {
 	NAT      natWords
 	// Limits say what keeps the node from being punched to in every way.
 	Limits []string
-	Agent  string
+	// Idle is what the node costs standing still.
+	Idle idleWords
+	// Refused says what was refused of the node, nothing if nothing was.
+	Refused []string
+	Agent   string
 }
+
+// idleWords is a usage in words, empty when the agent has not said.
+type idleWords struct{ PerPeer, Rest, Counted string }
 
 type historyRow struct {
 	Address, Means string
@@ -80,6 +87,7 @@ type pairRow struct {
 	Nodes    [2]string
 	State    State
 	Direct   bool
+	Relay    string // the connector a relayed pair goes through
 	Punching bool
 	Expected expectation
 	// Kinds is the kind of path of each end, or one if they agree.
@@ -144,6 +152,7 @@ func readPage(r *http.Request, src source) (page, error) {
 		return page{}, err
 	}
 	p := newPage(snap.At, nodes, withSource(snap.Communities, sources), snap.Pairs)
+	p.Trouble = src.trouble()
 	if err := src.ready(); err != nil {
 		p.Problem = err.Error()
 	}
@@ -174,30 +183,37 @@ func newPage(now time.Time, nodes []NodeHistory, communities []CommunityView, pa
 		p.Communities = append(p.Communities, row)
 	}
 	for _, v := range pairs {
-		switch {
-		case v.State == Direct:
+		switch v.State {
+		case Direct:
 			p.PairsDirect++
-		case v.Punching:
-			p.PairsPunching++
-			fallthrough
+		case Relayed:
+			p.PairsRelayed++
 		default:
 			p.PairsDown++
+		}
+		if v.Punching && v.State != Direct {
+			p.PairsPunching++
 		}
 		p.Pairs = append(p.Pairs, newPairRow(now, v))
 	}
 	slices.SortStableFunc(p.Pairs, func(a, b pairRow) int {
-		switch {
-		case a.Direct == b.Direct:
-			return cmp.Compare(a.ID, b.ID)
-		case b.Direct:
-			return -1
-		}
-		return 1
+		return cmp.Or(cmp.Compare(urgency(a.State), urgency(b.State)), cmp.Compare(a.ID, b.ID))
 	})
 	p.PairsShow = min(len(p.Pairs), pageMaxPairs)
 	p.PairsHidden = len(p.Pairs) - p.PairsShow
 	p.Pairs = p.Pairs[:p.PairsShow]
 	return p
+}
+
+// urgency orders states by how much they ask to be looked at.
+func urgency(s State) int {
+	switch s {
+	case Direct:
+		return 2
+	case Relayed:
+		return 1
+	}
+	return 0
 }
 
 func newNodeRow(now time.Time, n NodeHistory) nodeRow {
@@ -215,6 +231,22 @@ func newNodeRow(now time.Time, n NodeHistory) nodeRow {
 	}
 	if n.NoProbe != "" {
 		row.Limits = append(row.Limits, "cannot open many ports: "+n.NoProbe)
+	}
+	if n.Metered {
+		row.Limits = append(row.Limits, "metered: pinged rarely")
+	}
+	if n.RefusedSessions > 0 {
+		row.Refused = append(row.Refused, cmp.Or(n.Refusal, fmt.Sprintf("%d sessions refused", n.RefusedSessions)))
+	}
+	if n.RefusedReports > 0 {
+		row.Refused = append(row.Refused, fmt.Sprintf("%d reports refused", n.RefusedReports))
+	}
+	if u := n.Usage; u != nil {
+		row.Idle = idleWords{
+			PerPeer: byteText(u.perPeer()),
+			Rest:    "signalling " + byteText(u.Signalling) + ", STUN " + byteText(u.STUN),
+			Counted: fmt.Sprintf("counted over %s, %d peers", span(time.Duration(u.Seconds)*time.Second), len(u.Peers)),
+		}
 	}
 	for _, o := range n.History {
 		row.History = append(row.History, historyRow{
@@ -248,145 +280,11 @@ func newPairRow(now time.Time, v PairView) pairRow {
 	if v.TimeToDirect > 0 {
 		row.TimeToDirect = fmt.Sprintf("%d ms", v.TimeToDirect.Milliseconds())
 	}
+	if v.State == Relayed {
+		row.Relay = string(v.Relay)
+	}
 	if !row.Direct && !v.Punching && v.RetryAt.After(now) {
 		row.NextTry = span(v.RetryAt.Sub(now))
 	}
 	return row
-}
-
-// kindText is a candidate kind in the words of RFC 8445 section 5.1.1.
-func kindText(k wire.PathKind) string {
-	switch k {
-	case wire.PathServerReflexive:
-		return "server-reflexive"
-	case wire.PathPeerReflexive:
-		return "peer-reflexive"
-	case wire.PathMapped:
-		return "port mapping"
-	case wire.PathPublic:
-		return "public address"
-	}
-	return string(k)
-}
-
-// strategyText says how a pair is brought together.
-func strategyText(s nat.Strategy) string {
-	switch s {
-	case nat.ICE:
-		return "by ICE checks"
-	case nat.Openers:
-		return "by openers"
-	case nat.Predict:
-		return "by predicted ports"
-	case nat.Probe:
-		return "by a search for ports"
-	case nat.None:
-		return "nothing is tried"
-	case strategyPublic:
-		return "at a public address"
-	}
-	return string(s)
-}
-
-// describeNAT names a NAT. Agents ask the rendezvous at one address, which
-// cannot tell full cones from address-restricted ones.
-func describeNAT(n wire.NAT) natWords {
-	if n.Blocked != "" {
-		return natWords{"UDP blocked", n.Blocked}
-	}
-	var words []string
-	if n.Present && n.Mapping != "" {
-		words = append(words, string(n.Mapping)+" mapping")
-	}
-	if n.Filtering != "" {
-		words = append(words, string(n.Filtering)+" filtering")
-	}
-	words = append(words, allocationWords(n)...)
-	if n.Poisoned == wire.Yes {
-		words = append(words, "remembers unasked packets (poisoned)")
-	}
-	if n.Hairpin == wire.Yes {
-		words = append(words, "hairpins")
-	}
-	if n.LifetimeSeconds > 0 {
-		words = append(words, fmt.Sprintf("mappings live %d s or longer", n.LifetimeSeconds))
-	}
-	if n.Present && n.Hops > 0 {
-		words = append(words, fmt.Sprintf("TTL %d leaves it", n.Hops))
-	}
-	return natWords{natGloss(n), strings.Join(words, ", ")}
-}
-
-func allocationWords(n wire.NAT) []string {
-	switch {
-	case !n.Present || n.Allocation == "":
-		return nil
-	case n.Allocation == wire.Sequential:
-		return []string{fmt.Sprintf("sequential ports in steps of %d", n.Step)}
-	case n.Allocation == wire.Preserving:
-		return []string{"preserves ports"}
-	}
-	return []string{string(n.Allocation) + " ports"}
-}
-
-func natGloss(n wire.NAT) string {
-	open := n.Filtering == wire.EndpointIndependent
-	switch {
-	case n.Present && n.Mapping == "":
-		return "NAT of unknown mapping"
-	case n.Present && n.Mapping != wire.EndpointIndependent:
-		return "symmetric"
-	case n.Present && open:
-		return "full or address-restricted cone"
-	case n.Present && n.Filtering == wire.AddressDependent:
-		return "address-restricted cone"
-	case n.Present && n.Filtering == wire.AddressAndPortDependent:
-		return "port-restricted cone"
-	case n.Present:
-		return "cone of unknown filtering"
-	case n.Mapping == "" && n.Filtering == "":
-		return "not known yet"
-	case n.Filtering == "" || open:
-		return "no NAT"
-	}
-	return "no NAT, stateful firewall"
-}
-
-// endpointText writes an address as strongSwan does: addr[port].
-func endpointText(a netip.AddrPort) string {
-	if !a.IsValid() {
-		return ""
-	}
-	return fmt.Sprintf("%s[%d]", a.Addr().Unmap(), a.Port())
-}
-
-func momentOf(now, t time.Time) moment {
-	if t.IsZero() {
-		return moment{}
-	}
-	t = t.UTC()
-	return moment{ISO: t.Format(time.RFC3339), UTC: t.Format("2006-01-02 15:04:05 UTC"), Ago: ago(now.Sub(t))}
-}
-
-// ago allows for a time that is a little ahead: the snapshot's clock may have
-// been read just before it.
-func ago(d time.Duration) string {
-	if d < time.Second {
-		return "just now"
-	}
-	return span(d) + " ago"
-}
-
-// span is a duration in its largest unit, rounded down, at least one second.
-func span(d time.Duration) string {
-	const day = 24 * time.Hour
-	switch {
-	case d >= 2*day:
-		return fmt.Sprintf("%d days", d/day)
-	case d >= 2*time.Hour:
-		return fmt.Sprintf("%d h", d/time.Hour)
-	case d >= 2*time.Minute:
-		return fmt.Sprintf("%d min", d/time.Minute)
-	}
-	return fmt.Sprintf("%d s", max(1, d/time.Second))
 }

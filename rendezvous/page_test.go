@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,7 +22,12 @@ func TestPageSaysWhatIsKnown(t *testing.T) {
 	body := w.Body.String()
 	for _, want := range []string{
 		`<dd><b>3</b> of 4</dd>`,
-		`<dd><b>2</b> of 4</dd>`,
+		`<dd><b>2</b> of 5</dd>`,
+		`<a href="#pairs">Pairs relayed</a></dt><dd><b>1</b></dd>`,
+		`<span class="state relayed">relayed</span><span class="line note">through beijing.connector</span>`,
+		`next attempt in 12 s`,
+		`class="num" title="counted over 60 min, 2 peers">600 kB<span class="line note">signalling 812 kB, STUN 9000 B</span>`,
+		`<span class="line problem">endpoint.subnets: 10.1.0.0/24 overlaps 10.1.0.0/24 of beijing.edge1</span><span class="line problem">3 reports refused</span>`,
 		`<time datetime="2024-05-17T12:30:00Z">2024-05-17 12:30:00 UTC</time>`,
 		`<span class="state direct">direct</span>`,
 		`<span class="state down">down</span>`,
@@ -33,7 +39,7 @@ func TestPageSaysWhatIsKnown(t *testing.T) {
 		`shanghai.edge3 is offline`,
 		`next attempt in 48 s`,
 		`symmetric<span class="line note">address-and-port-dependent mapping, address-and-port-dependent filtering, random ports, hairpins, TTL 2 leaves it</span>` +
-			`<span class="line note">punch: ice-only</span><span class="line note">cannot open many ports: nftables is missing</span>`,
+			`<span class="line note">punch: ice-only</span><span class="line note">cannot open many ports: nftables is missing</span><span class="line note">metered: pinged rarely</span>`,
 		`<span class="line">203.0.113.77[61804]</span><span class="line">2001:db8:7::20[4500]</span>`,
 		`<td data-label="Expected"><span class="expected" title="no common address family">relay</span></td>`,
 		`by a search for ports</span></td>`,
@@ -88,13 +94,15 @@ func TestPageEscapes(t *testing.T) {
 	src.snap.Pairs[2].State = evil
 	src.snap.Pairs[2].Nodes[0] = evil
 	src.snap.Pairs[2].ID = evil
+	src.snap.Pairs[3].Relay = evil
+	src.snap.Nodes[2].Refusal = evil
 	src.notReady = fmt.Errorf("store: %s", evil)
 	body := apiCall(t, newStatusHandler(src, newMetrics(), ""), "GET", "/", nil).Body.String()
 	if strings.Contains(body, "<script>alert") {
 		t.Error("a name became a script")
 	}
-	if got := strings.Count(body, "&lt;script&gt;alert(1)&lt;/script&gt;"); got < 10 {
-		t.Errorf("%d escaped values on the page, want all of 10", got)
+	if got := strings.Count(body, "&lt;script&gt;alert(1)&lt;/script&gt;"); got < 12 {
+		t.Errorf("%d escaped values on the page, want all of 12", got)
 	}
 }
 
@@ -127,10 +135,18 @@ func TestPageIsBounded(t *testing.T) {
 
 func TestPairsDownAndPunching(t *testing.T) {
 	p := newPage(sampleNow, nil, nil, []PairView{
-		{ID: "a|b", State: Direct, Punching: true}, {ID: "a|c", State: Down, Punching: true}, {ID: "b|c", State: Down},
+		{ID: "a|b", State: Direct, Punching: true}, {ID: "a|c", State: Relayed, Punching: true}, {ID: "b|c", State: Down},
+		{ID: "a|d", State: Down, Punching: true},
 	})
-	if p.PairsDirect != 1 || p.PairsDown != 2 || p.PairsPunching != 1 {
-		t.Errorf("direct %d, down %d, punching %d, want 1, 2, 1", p.PairsDirect, p.PairsDown, p.PairsPunching)
+	if p.PairsDirect != 1 || p.PairsRelayed != 1 || p.PairsDown != 2 || p.PairsPunching != 2 {
+		t.Errorf("direct %d, relayed %d, down %d, punching %d, want 1, 1, 2, 2", p.PairsDirect, p.PairsRelayed, p.PairsDown, p.PairsPunching)
+	}
+	var order []State
+	for _, row := range p.Pairs {
+		order = append(order, row.State)
+	}
+	if want := []State{Down, Down, Relayed, Direct}; !slices.Equal(order, want) {
+		t.Errorf("order %v, want %v", order, want)
 	}
 }
 

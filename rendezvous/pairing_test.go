@@ -199,8 +199,8 @@ func TestLeavingACommunity(t *testing.T) {
 		t.Errorf("forgotten %v, want %v", forgotten, want)
 	}
 	m.wantPair(edge1, edge3, Direct, false, "")
-	if got := m.report(edge1, edge2, wire.OutcomeDirect, id); len(got) != 0 {
-		t.Errorf("a report on the ended pair: %v", got)
+	if got := m.report(edge1, edge2, wire.OutcomeDirect, id); len(got) != 1 || got[0].(refuseReport).node != edge1 {
+		t.Errorf("a report on the ended pair: %v, want it refused", got)
 	}
 	if got := pairIDs(m); len(got) != 1 {
 		t.Errorf("pairs %q", got)
@@ -257,6 +257,48 @@ func TestStandingTunnels(t *testing.T) {
 			}
 		})
 	}
+}
+
+// After the store was lost, members come back before their connector or their
+// community does. What they have said of their tunnels counts once there is a
+// pair.
+func TestStandingTunnelsOfLaterPairs(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		then  func(*machine) []action // before the connector is back
+		state State
+	}{
+		{"it stands", func(*machine) []action { return nil }, Direct},
+		{"lost meanwhile", func(m *machine) []action { return m.report(edge1, connector, wire.OutcomeLost, "") }, Down},
+		{"offline meanwhile", func(m *machine) []action { return m.Offline(m.now, edge1) }, Direct}, // it has not contradicted
+		{"another session without it", func(m *machine) []action { return m.hello(edge1)[:0] }, Down},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newMachine(t)
+			m.hello(edge1, wire.Tunnel{Peer: connector, Relay: true}, wire.Tunnel{Peer: edge2})
+			if got := tt.then(m); len(got) != 0 {
+				t.Errorf("%v, want nothing done or held against it", got)
+			}
+			m.hello(connector, wire.Tunnel{Peer: edge1, Relay: true})
+			if v := m.pair(edge1, connector); v.State != tt.state {
+				t.Errorf("%+v, want %s", v, tt.state)
+			}
+		})
+	}
+	t.Run("a community that is applied again", func(t *testing.T) {
+		m := newMachine(t)
+		m.hello(edge1, wire.Tunnel{Peer: edge2, Monitored: true})
+		m.hello(edge2, wire.Tunnel{Peer: edge1, Monitored: true})
+		m.seen(edge1, "203.0.113.1:4500")
+		m.seen(edge2, "203.0.113.2:4500")
+		all := []Community{community("all", edge1, edge2)}
+		wantReceivers[*wire.Punch](t, m.Communities(m.now, all))
+		m.wantPair(edge1, edge2, Direct, false, "")
+		// Gone and applied once more, the agents have ended it.
+		m.Communities(m.now, nil)
+		m.Communities(m.now, all)
+		m.wantPair(edge1, edge2, Down, true, "punching")
+	})
 }
 
 // Punching for the monitor's sake must not take a tunnel down that stands.

@@ -7,15 +7,22 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 	"github.com/bodkin-net/bodkin/store"
 )
 
-// writeRetry is between tries of a store that does not take a record: a disk
-// that is full stays so for a while.
-const writeRetry = 5 * time.Second
+const (
+	// writeRetry is between tries of a store that does not take a record: a disk
+	// that is full stays so for a while.
+	writeRetry = 5 * time.Second
+	// maxObservations bounds those that wait for such a disk, about 1 MB. Beyond
+	// it the oldest are given up: they are history. Other records are as many as
+	// there are nodes and pairs.
+	maxObservations = 4096
+)
 
 // recorder writes to the store what the hub decided, on a goroutine of its
 // own: a slow disk must not delay a punch. Of a record that changes again
@@ -24,12 +31,15 @@ type recorder struct {
 	store *store.Store
 	log   *slog.Logger
 
-	mu      sync.Mutex
-	order   []string
-	pending map[string]func() error
-	wake    chan struct{}
-	// failing is the last write's error, for /readyz.
+	mu sync.Mutex
+	// records and observations wait in this order.
+	records, observations []string
+	pending               map[string]func() error
+	wake                  chan struct{}
+	// failing is the last write's error, for /readyz; given are the
+	// observations given up since writes began to fail.
 	failing error
+	given   int
 }
 
 func newRecorder(s *store.Store, log *slog.Logger) *recorder {
@@ -40,10 +50,30 @@ func newRecorder(s *store.Store, log *slog.Logger) *recorder {
 func (r *recorder) put(key string, write func() error) {
 	r.mu.Lock()
 	if _, ok := r.pending[key]; !ok {
-		r.order = append(r.order, key)
+		r.records = append(r.records, key)
 	}
 	r.pending[key] = write
 	r.mu.Unlock()
+	r.look()
+}
+
+// putObservation queues a write that may be given up for want of room.
+func (r *recorder) putObservation(key string, write func() error) {
+	r.mu.Lock()
+	if _, ok := r.pending[key]; !ok {
+		r.observations = append(r.observations, key)
+	}
+	r.pending[key] = write
+	if len(r.observations) > maxObservations {
+		delete(r.pending, r.observations[0])
+		r.observations = r.observations[1:]
+		r.given++
+	}
+	r.mu.Unlock()
+	r.look()
+}
+
+func (r *recorder) look() {
 	select {
 	case r.wake <- struct{}{}:
 	default:
@@ -54,15 +84,19 @@ func (r *recorder) put(key string, write func() error) {
 // written is kept and tried again.
 func (r *recorder) run(ctx context.Context) {
 	for {
-		var again <-chan time.Time
+		// A disk that fails is not asked more often for being asked for more.
+		wake, again := r.wake, (<-chan time.Time)(nil)
 		if r.err() != nil {
-			again = time.After(writeRetry)
+			wake, again = nil, time.After(writeRetry)
 		}
 		select {
-		case <-r.wake:
+		case <-wake:
 		case <-again:
 		case <-ctx.Done():
 			r.flush()
+			if err := r.err(); err != nil {
+				r.log.Error("store: what was not written is lost", "records", len(r.pending), "err", err)
+			}
 			return
 		}
 		r.flush()
@@ -72,36 +106,60 @@ func (r *recorder) run(ctx context.Context) {
 // flush writes all that is pending, in order, up to the first failure.
 func (r *recorder) flush() {
 	for {
-		r.mu.Lock()
-		if len(r.order) == 0 {
-			r.failing = nil
-			r.mu.Unlock()
+		key, write := r.next()
+		if write == nil {
 			return
 		}
-		key := r.order[0]
-		write := r.pending[key]
-		r.order = r.order[1:]
-		delete(r.pending, key)
-		r.mu.Unlock()
-
 		if err := write(); err != nil {
-			r.log.Error("store: record not written; it is kept and tried again", "record", key, "err", err)
 			r.keep(key, write, err)
 			return
 		}
 	}
 }
 
+// next takes the oldest write off the queue. With none left the store works.
+func (r *recorder) next() (key string, write func() error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	queue := &r.records
+	if len(*queue) == 0 {
+		queue = &r.observations
+	}
+	if len(*queue) == 0 {
+		if r.failing != nil {
+			r.log.Info("store: takes writes again, all is written", "observations_given_up", r.given)
+		}
+		r.failing, r.given = nil, 0
+		return "", nil
+	}
+	key = (*queue)[0]
+	*queue = (*queue)[1:]
+	write = r.pending[key]
+	delete(r.pending, key)
+	return key, write
+}
+
 // keep puts a write that failed back to the front, unless a newer one of its
-// record has come meanwhile.
+// record has come meanwhile. It logs an error once.
 func (r *recorder) keep(key string, write func() error, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.failing = err
 	if _, ok := r.pending[key]; !ok {
-		r.order = append([]string{key}, r.order...)
+		// Also an observation: it is the first again that is tried.
+		r.records = append([]string{key}, r.records...)
 		r.pending[key] = write
 	}
+	if r.failing == nil || !sameTrouble(r.failing, err) {
+		r.log.Error("store: record not written; all goes on from memory, and writing is tried again",
+			"record", key, "waiting", len(r.pending), "err", err)
+	}
+	r.failing = err
+}
+
+// sameTrouble compares what the system said: the rest names the record.
+func sameTrouble(a, b error) bool {
+	var ea, eb syscall.Errno
+	return errors.As(a, &ea) && errors.As(b, &eb) && ea == eb || a.Error() == b.Error()
 }
 
 // err is the error of the last write, nil when the store works.
@@ -122,14 +180,14 @@ func (r *recorder) node(v NodeView) {
 			return err
 		}
 		return r.store.PutNode(store.Node{
-			Name: string(v.Name), Endpoint: endpoint, NAT: nat, Punch: string(v.Punch), NoProbe: v.NoProbe,
+			Name: string(v.Name), Endpoint: endpoint, NAT: nat, Punch: string(v.Punch), NoProbe: v.NoProbe, Metered: v.Metered,
 			AgentVersion: v.AgentVersion, Fingerprint: v.Fingerprint, LastSeen: v.LastSeen,
 		})
 	})
 }
 
 func (r *recorder) observe(node wire.NodeName, o Observation) {
-	r.put("observed "+string(node)+" "+o.Addr.String(), func() error {
+	r.putObservation("observed "+string(node)+" "+o.Addr.String(), func() error {
 		_, err := r.store.Observe(string(node), store.Observation{Addr: o.Addr, At: o.At, Last: o.At, Means: o.Means})
 		return err
 	})

@@ -1,6 +1,7 @@
 package rendezvous
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,8 +10,12 @@ import (
 	"net/netip"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
@@ -150,5 +155,70 @@ func TestRecords(t *testing.T) {
 	r.flush()
 	if got, err := db.Pairs(); err != nil || len(got) != 0 {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// A disk that fails is said once and asked at its own pace, however much there
+// is to write; when it works again everything is written.
+func TestRecorderOnFailingDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		r := newRecorder(nil, slog.New(slog.NewTextHandler(&log, nil)))
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { r.run(ctx) })
+		var full atomic.Bool
+		full.Store(true)
+		tried, wrote := 0, 0
+		write := func() error {
+			tried++
+			if full.Load() {
+				return fmt.Errorf("store: put: %w", syscall.ENOSPC)
+			}
+			wrote++
+			return nil
+		}
+		const records, tries = 200, 4
+		for i := range records {
+			r.put(fmt.Sprint("pair ", i), write)
+			time.Sleep((tries - 1) * writeRetry / records)
+		}
+		synctest.Wait()
+		if tried > tries || r.err() == nil {
+			t.Errorf("tried %d times, error %v; want at most %d tries and an error", tried, r.err(), tries)
+		}
+		full.Store(false)
+		time.Sleep(writeRetry)
+		synctest.Wait()
+		if wrote != records || r.err() != nil {
+			t.Errorf("%d records written, error %v; want %d and none", wrote, r.err(), records)
+		}
+		if said := strings.Count(log.String(), "level=ERROR"); said != 1 || !strings.Contains(log.String(), "no space left on device") {
+			t.Errorf("%d errors logged, want one that names the trouble:\n%s", said, log.String())
+		}
+		cancel()
+		running.Wait()
+	})
+}
+
+// Observations are history: of those only so many wait, and never instead of a
+// record.
+func TestRecorderGivesUpObservations(t *testing.T) {
+	r, _ := newTestRecorder(t)
+	var wrote []string
+	put := func(queue func(string, func() error), key string) {
+		queue(key, func() error { wrote = append(wrote, key); return nil })
+	}
+	put(r.put, "node")
+	const extra = 3
+	for i := range maxObservations + extra {
+		put(r.putObservation, fmt.Sprint(i))
+	}
+	if got := len(r.pending); got != maxObservations+1 {
+		t.Errorf("%d writes wait; want %d", got, maxObservations+1)
+	}
+	r.flush()
+	if len(wrote) != maxObservations+1 || wrote[0] != "node" || wrote[1] != fmt.Sprint(extra) {
+		t.Errorf("%d written, first %q; want the record and then the newest observations", len(wrote), wrote[:min(2, len(wrote))])
 	}
 }

@@ -57,6 +57,7 @@ type Server struct {
 	stun     *STUNServer
 	hub      *hub
 	recorder *recorder
+	certs    *certificates
 
 	agents, status, admin net.Listener
 	token                 string
@@ -76,11 +77,11 @@ func New(cfg Config, log *slog.Logger) (_ *Server, err error) {
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
-	tlsConfig, err := cfg.tlsConfig()
+	certs, err := newCertificates(cfg, log)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: log}
+	s := &Server{cfg: cfg, log: log, certs: certs}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -95,6 +96,9 @@ func New(cfg Config, log *slog.Logger) (_ *Server, err error) {
 	s.recorder = newRecorder(s.store, log)
 	s.hub = newHub(log, newCoordinator(mathrand.New(newSeed())), s.recorder, newMetrics(), s.store.ID())
 	s.hub.mayConnect = cfg.mayConnect
+	if s.hub.coordinator.relaying, err = cfg.Relay.parse(); err != nil {
+		return nil, err
+	}
 	if cfg.CommunitiesDir != "" {
 		// Before the first session: its Peers must not lack anybody.
 		if s.loaded, s.files, err = loadCommunities(cfg.CommunitiesDir); err != nil {
@@ -104,7 +108,7 @@ func New(cfg Config, log *slog.Logger) (_ *Server, err error) {
 	if err = s.restore(); err != nil {
 		return nil, err
 	}
-	if err = s.listen(tlsConfig); err != nil {
+	if err = s.listen(); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -117,14 +121,14 @@ func newSeed() *mathrand.ChaCha8 {
 	return mathrand.NewChaCha8(seed)
 }
 
-func (s *Server) listen(tlsConfig *tls.Config) error {
+func (s *Server) listen() error {
 	// Sessions have pings of their own; TCP's would double what they cost.
 	lc := net.ListenConfig{KeepAlive: -1}
 	agents, err := lc.Listen(context.Background(), "tcp", s.cfg.Listen)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	s.agents = tls.NewListener(agents, tlsConfig)
+	s.agents = tls.NewListener(agents, s.certs.tlsConfig())
 	if s.status, err = net.Listen("tcp", s.cfg.Status); err != nil {
 		return fmt.Errorf("status: %w", err)
 	}
@@ -157,7 +161,7 @@ func (s *Server) restore() error {
 	var views []NodeView
 	for _, n := range nodes {
 		v := NodeView{Name: wire.NodeName(n.Name), AgentVersion: n.AgentVersion, Fingerprint: n.Fingerprint, LastSeen: n.LastSeen, Since: n.LastSeen,
-			Punch: wire.Policy(n.Punch), NoProbe: n.NoProbe}
+			Punch: wire.Policy(n.Punch), NoProbe: n.NoProbe, Metered: n.Metered}
 		if err := errors.Join(json.Unmarshal(n.Endpoint, &v.Endpoint), json.Unmarshal(n.NAT, &v.NAT)); err != nil {
 			return fmt.Errorf("store %s: node %s: %w", s.cfg.Store, n.Name, err)
 		}
@@ -238,6 +242,7 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 		})
 	}
+	services.Go(func() { s.certs.run(ctx) })
 	services.Go(func() {
 		if err := s.stun.Serve(ctx); err != nil && ctx.Err() == nil {
 			cancel(fmt.Errorf("stun: %w", err))
@@ -347,6 +352,13 @@ func (s *Server) snapshot(ctx context.Context) (Snapshot, error) {
 func (s *Server) observations(node string) ([]store.Observation, error) {
 	return s.store.Observations(node)
 }
+
+// Reload has the rendezvous look at its certificate, key and CA now, instead of
+// when it would do so by itself. It may be called from any goroutine.
+func (s *Server) Reload() { s.certs.ask() }
+
+// trouble is what an operator should know that keeps nobody from being served.
+func (s *Server) trouble() string { return s.certs.trouble(time.Now()) }
 
 // ready is nil when the store takes writes.
 func (s *Server) ready() error { return s.recorder.err() }

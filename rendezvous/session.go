@@ -24,9 +24,15 @@ const (
 	// pingInterval keeps the TCP mapping of NATs and proxies alive, of which
 	// the impatient forget after 30 s; its pong measures the round trip.
 	pingInterval = 25 * time.Second
-	// pongTimeout is how long a session may be silent: two pings lost and one
-	// late.
-	pongTimeout = 3 * pingInterval
+	// silentPings is how many ping intervals a session may be silent: two pings
+	// lost and one late.
+	silentPings = 3
+	// pongTimeout bounds a round trip that is believed.
+	pongTimeout = silentPings * pingInterval
+	// meteredPingInterval is for who pays for each byte. NATs keep an idle TCP
+	// connection for two hours and longer (RFC 5382, REQ-5); those that do not
+	// cost the agent a new session.
+	meteredPingInterval = 2 * time.Minute
 	// helloTimeout bounds how long a connection may hold a session without
 	// saying who it is.
 	helloTimeout = 10 * time.Second
@@ -58,8 +64,10 @@ type session struct {
 	observations []Observation
 	observed     bool
 
-	out  chan []byte
+	out  chan wire.Message
 	once sync.Once
+	// pace tells the writer to ping at another interval.
+	pace chan time.Duration
 	// bye is written last; closing is closed when it is set, ended when
 	// nothing more can be read.
 	bye            *wire.Bye
@@ -69,7 +77,7 @@ type session struct {
 func newSession(conn *websocket.Conn, node wire.NodeName, log *slog.Logger, now time.Time) *session {
 	return &session{
 		node: node, username: token(8), password: token(16), since: now,
-		conn: conn, log: log, out: make(chan []byte, outboxSize),
+		conn: conn, log: log, out: make(chan wire.Message, outboxSize), pace: make(chan time.Duration, 1),
 		closing: make(chan struct{}), ended: make(chan struct{}),
 	}
 }
@@ -80,15 +88,12 @@ func token(n int) string {
 	return hex.EncodeToString(b)
 }
 
-// send queues m. A full outbox ends the session: the agent is not reading.
+// send queues m, which nobody may change any more: the writer encodes it, since
+// the hub's time is everybody's. A full outbox ends the session: the agent is not
+// reading.
 func (s *session) send(m wire.Message) {
-	b, err := wire.Encode(m)
-	if err != nil {
-		s.close(&wire.Bye{Reason: err.Error()})
-		return
-	}
 	select {
-	case s.out <- b:
+	case s.out <- m:
 	default:
 		s.close(&wire.Bye{Reason: fmt.Sprintf("%d messages unread: the connection is too slow", outboxSize)})
 	}
@@ -113,19 +118,21 @@ func (s *session) write() {
 	}
 	for {
 		select {
-		case b := <-s.out:
-			if s.frame(b) != nil {
+		case m := <-s.out:
+			if s.frame(m) != nil {
 				return
 			}
 		case <-ping.C:
 			if s.ping() != nil {
 				return
 			}
+		case interval := <-s.pace:
+			ping.Reset(interval)
 		case <-s.closing:
 			s.drain()
 			bye := &wire.Bye{Reason: wire.Clip(s.bye.Reason), Final: s.bye.Final}
-			if b, err := wire.Encode(bye); err == nil && bye.Reason != "" {
-				_ = s.frame(b)
+			if bye.Reason != "" {
+				_ = s.frame(bye)
 			}
 			_ = s.conn.WriteControl(websocket.CloseMessage,
 				websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(writeTimeout))
@@ -142,8 +149,8 @@ func (s *session) write() {
 func (s *session) drain() {
 	for {
 		select {
-		case b := <-s.out:
-			if s.frame(b) != nil {
+		case m := <-s.out:
+			if s.frame(m) != nil {
 				return
 			}
 		default:
@@ -152,7 +159,13 @@ func (s *session) drain() {
 	}
 }
 
-func (s *session) frame(b []byte) error {
+// frame writes one message. One that cannot be encoded ends the session in words.
+func (s *session) frame(m wire.Message) error {
+	b, err := wire.Encode(m)
+	if err != nil {
+		s.close(&wire.Bye{Reason: err.Error()})
+		return nil
+	}
 	if err := s.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return err
 	}
@@ -234,6 +247,7 @@ func (s *session) read(ctx context.Context, h *hub) error {
 	var rtts [3]time.Duration
 	pongs := 0
 	joined := false
+	silence := pongTimeout
 	s.conn.SetPongHandler(func(data string) error {
 		if len(data) != 8 {
 			return nil
@@ -249,7 +263,7 @@ func (s *session) read(ctx context.Context, h *hub) error {
 		delay = slices.Min(rtts[:min(pongs, len(rtts))]) / 2
 		if joined {
 			h.delay(s, delay)
-			return s.conn.SetReadDeadline(time.Now().Add(pongTimeout))
+			return s.conn.SetReadDeadline(time.Now().Add(silence))
 		}
 		return nil
 	})
@@ -264,7 +278,7 @@ func (s *session) read(ctx context.Context, h *hub) error {
 		if err != nil {
 			return err
 		}
-		_ = s.conn.SetReadDeadline(time.Now().Add(pongTimeout))
+		_ = s.conn.SetReadDeadline(time.Now().Add(silence))
 		hello, isHello := m.(*wire.Hello)
 		switch {
 		case isHello == joined:
@@ -275,6 +289,11 @@ func (s *session) read(ctx context.Context, h *hub) error {
 				return err
 			}
 			joined = true
+			if hello.Metered {
+				silence = silentPings * meteredPingInterval
+				s.pace <- meteredPingInterval // its only use
+				_ = s.conn.SetReadDeadline(time.Now().Add(silence))
+			}
 		default:
 			if wait := pace.take(time.Now(), costOf(m)); !s.pause(ctx, wait) {
 				continue // to what the connection's end gives

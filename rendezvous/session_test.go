@@ -55,10 +55,16 @@ func TestFirstReasonCounts(t *testing.T) {
 
 func TestMessageTooLargeForTheWireEndsTheSession(t *testing.T) {
 	s := newUnconnected()
-	s.send(&wire.Bye{Reason: strings.Repeat("x", wire.MaxFrame)})
-	<-s.closing
-	if !strings.Contains(s.bye.Reason, wire.ErrTooLarge.Error()) || len(s.out) != 0 {
-		t.Errorf("%+v, %d queued", s.bye, len(s.out))
+	if err := s.frame(&wire.Bye{Reason: strings.Repeat("x", wire.MaxFrame)}); err != nil {
+		t.Errorf("%v: the connection is not at fault", err)
+	}
+	select {
+	case <-s.closing:
+	default:
+		t.Fatal("not closed")
+	}
+	if !strings.Contains(s.bye.Reason, wire.ErrTooLarge.Error()) {
+		t.Errorf("%+v", s.bye)
 	}
 }
 

@@ -43,6 +43,7 @@ type node struct {
 	nat     wire.NAT
 	policy  wire.Policy
 	noProbe string
+	metered bool
 	// site is what verdicts rest on, made by sift; inner says that a router of
 	// the node forwards a port that only its carrier's network reaches.
 	site  nat.Site
@@ -50,8 +51,21 @@ type node struct {
 	// gathered is set once a STUN request of the session was observed or the
 	// agent said that none can be: from then on a punch makes sense.
 	gathered bool
-	// sentPeers is the last Peers message of this session, nil for none.
-	sentPeers *wire.Peers
+	// standing are the tunnels of the session's hello with nodes that it has no
+	// pair with, yet: after the store was lost, members come back before their
+	// connector or their community does.
+	standing map[wire.NodeName]wire.Tunnel
+	// moved is when the node was last seen at another address than before.
+	moved time.Time
+	// berth is who relays for it, if it is an edge; relayed says that its tunnel
+	// there does. Both are made by assignBerths and kept by carry.
+	berth   berth
+	relayed bool
+	// sentPeers and sentForwarding are the last of this session, nil for none;
+	// listedAt is when the later of them was sent.
+	sentPeers      *wire.Peers
+	sentForwarding *wire.Forwarding
+	listedAt       time.Time
 }
 
 func (n *node) ready() bool { return n != nil && n.online && n.gathered }
@@ -98,6 +112,16 @@ type refuse struct {
 }
 
 func (refuse) isAction() {}
+
+// refuseReport tells of a report that changes nothing, since it was not its
+// sender's to make.
+type refuseReport struct {
+	node   wire.NodeName
+	report *wire.Report
+	reason string
+}
+
+func (refuseReport) isAction() {}
 
 // sift decides which of the candidates a node named are passed on, and sums up
 // what verdicts on the node rest on.

@@ -24,6 +24,7 @@ type Node struct {
 	NAT          json.RawMessage `json:"nat,omitempty"`
 	Punch        string          `json:"punch,omitempty"`   // its operator's policy
 	NoProbe      string          `json:"noProbe,omitempty"` // why it cannot open many ports
+	Metered      bool            `json:"metered,omitempty"` // somebody pays for each byte
 	AgentVersion string          `json:"agentVersion,omitempty"`
 	Fingerprint  string          `json:"fingerprint,omitempty"` // SHA-256 of the node's certificate
 	LastSeen     time.Time       `json:"lastSeen"`

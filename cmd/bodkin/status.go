@@ -59,6 +59,12 @@ func printStatus(w io.Writer, s agent.Status, now time.Time) error {
 	fmt.Fprintf(w, "node        %s (%s)\n", s.Node, s.Identity)
 	fmt.Fprintf(w, "rendezvous  %s\n", connection(s.Rendezvous, now))
 	fmt.Fprintf(w, "charon      %s\n", connection(s.Charon, now))
+	if s.Certificate.Problem != "" {
+		fmt.Fprintf(w, "certificate %s\n", s.Certificate.Problem)
+	}
+	if s.StateProblem != "" {
+		fmt.Fprintf(w, "state       %s: tunnels work, but after a crash the agent would not know its own\n", s.StateProblem)
+	}
 	fmt.Fprintf(w, "observed    %s\n", observed(s))
 	if s.Mapped6.IsValid() {
 		fmt.Fprintf(w, "            %s\n", bracketed(s.Mapped6))
@@ -68,6 +74,9 @@ func printStatus(w io.Writer, s agent.Status, now time.Time) error {
 	}
 	if m := s.PortMapping; m != nil {
 		fmt.Fprintf(w, "mapped      %s by %s\n", bracketed(m.Outside), m.Protocol)
+	}
+	if f := s.Forwarding; f != nil {
+		fmt.Fprintf(w, "relay       %s\n", forwarding(*f))
 	}
 	fmt.Fprintln(w)
 	if len(s.Tunnels) == 0 && !s.Listed {
@@ -85,10 +94,21 @@ func printStatus(w io.Writer, s agent.Status, now time.Time) error {
 		if t.TimeToDirectMs > 0 {
 			took = fmt.Sprintf("%d ms", t.TimeToDirectMs)
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
-			t.Peer, t.State, dash(string(t.Path.Kind)), bracketed(t.Path.Remote), took, ago(t.Since, now), dash(t.Reason))
+		path, at := dash(string(t.Path.Kind)), bracketed(t.Path.Remote)
+		if t.Relay != "" {
+			path, at = "relay", string(t.Relay)
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", t.Peer, t.State, path, at, took, ago(t.Since, now), dash(t.Reason))
 	}
 	return tw.Flush()
+}
+
+// forwarding is what a connector does for edges that have no direct tunnel.
+func forwarding(f agent.ForwardingStatus) string {
+	if f.Error != "" {
+		return "none: " + f.Error
+	}
+	return fmt.Sprintf("for %d edges, %d packets dropped that no community permits", f.Edges, f.Dropped)
 }
 
 func connection(c agent.ConnectionStatus, now time.Time) string {

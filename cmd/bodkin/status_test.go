@@ -15,26 +15,28 @@ import (
 
 var statusNow = time.Date(2024, 2, 1, 8, 0, 0, 0, time.UTC)
 
-// goodStatus is edge1 with a tunnel to the connector, one to edge2 on its LAN,
-// and none to edge3.
+// goodStatus is edge1 with a tunnel to the connector, which relays for it, one to
+// edge2 on its LAN, none to edge3 and edge4; the latter is of another cluster.
 func goodStatus() agent.Status {
 	path := func(kind wire.PathKind, remote string) wire.Path {
 		return wire.Path{Kind: kind, Local: netip.MustParseAddrPort("10.22.46.30:4500"), Remote: netip.MustParseAddrPort(remote)}
 	}
 	return agent.Status{
 		Node: "beijing.edge1", Identity: "C=CN, O=fabedge.io, CN=beijing.edge1", Version: "v0.1.0",
-		Rendezvous: agent.ConnectionStatus{Address: "wss://10.40.20.181:7443/v1/agent", Connected: true, Since: statusNow.Add(-90 * time.Second)},
-		Charon:     agent.ConnectionStatus{Address: "/var/run/charon.vici", Connected: true},
-		Local:      []netip.AddrPort{netip.MustParseAddrPort("10.22.46.30:4500")},
-		Mapped:     netip.MustParseAddrPort("203.0.113.7:41000"),
-		NAT:        wire.NAT{Present: true, Mapping: wire.EndpointIndependent},
-		Listed:     true,
+		Rendezvous:  agent.ConnectionStatus{Address: "wss://10.40.20.181:7443/v1/agent", Connected: true, Since: statusNow.Add(-90 * time.Second)},
+		Charon:      agent.ConnectionStatus{Address: "/var/run/charon.vici", Connected: true},
+		Local:       []netip.AddrPort{netip.MustParseAddrPort("10.22.46.30:4500")},
+		Mapped:      netip.MustParseAddrPort("203.0.113.7:41000"),
+		NAT:         wire.NAT{Present: true, Mapping: wire.EndpointIndependent},
+		Listed:      true,
+		Certificate: agent.CertificateStatus{Serial: "5f1c", NotBefore: statusNow, NotAfter: statusNow.Add(30 * 24 * time.Hour)},
 		Tunnels: []agent.TunnelStatus{
-			{Peer: "beijing.connector", State: "direct", Plan: wire.PlanPublic, Path: path(wire.PathPublic, "10.40.20.181:45000"),
+			{Peer: "beijing.connector", State: "direct", Plan: wire.PlanPublic, Path: path(wire.PathPublic, "10.40.20.181:45000"), Relays: true,
 				Since: statusNow.Add(-time.Hour), TimeToDirectMs: 35},
 			{Peer: "beijing.edge2", State: "direct", Plan: wire.PlanICE, Path: path(wire.PathHost, "10.22.46.28:4500"), Monitored: true,
 				Since: statusNow.Add(-62 * time.Second), TimeToDirectMs: 81, Communities: []string{"all-edges"}},
-			{Peer: "beijing.edge3", State: "down", Plan: wire.PlanICE, Reason: "punching", Since: statusNow},
+			{Peer: "beijing.edge3", State: "relayed", Relay: "beijing.connector", Plan: wire.PlanICE, Reason: "punching", Since: statusNow},
+			{Peer: "shanghai.edge4", State: "down", Plan: wire.PlanICE, Reason: "consent lost", Since: statusNow},
 		},
 	}
 }
@@ -50,11 +52,34 @@ func TestPrintStatus(t *testing.T) {
 	full.Mapped6 = netip.MustParseAddrPort("[2001:db8::7]:4500")
 	full.NAT.Allocation = wire.Preserving
 	full.PortMapping = &agent.PortMappingStatus{Protocol: "PCP", Outside: full.Mapped}
+	gate := alone
+	gate.Certificate.Problem = "ends in 3 days: issue a new one"
+	gate.Forwarding = &agent.ForwardingStatus{Edges: 12, Dropped: 7}
+	shut := gate
+	shut.Certificate.Problem = ""
+	shut.Forwarding = &agent.ForwardingStatus{Edges: 12, Error: "net.ipv4.ip_forward is 0"}
 	tests := []struct {
 		name   string
 		status agent.Status
 		want   string
 	}{
+		{"a connector", gate, `node        beijing.edge1 (C=CN, O=fabedge.io, CN=beijing.edge1)
+rendezvous  wss://10.40.20.181:7443/v1/agent, connected 1m30s ago
+charon      /var/run/charon.vici, connected
+certificate ends in 3 days: issue a new one
+observed    203.0.113.7[41000], NAT: endpoint-independent mapping, unknown filtering
+relay       for 12 edges, 7 packets dropped that no community permits
+
+no peers: no community names this node
+`},
+		{"a connector that cannot relay", shut, `node        beijing.edge1 (C=CN, O=fabedge.io, CN=beijing.edge1)
+rendezvous  wss://10.40.20.181:7443/v1/agent, connected 1m30s ago
+charon      /var/run/charon.vici, connected
+observed    203.0.113.7[41000], NAT: endpoint-independent mapping, unknown filtering
+relay       none: net.ipv4.ip_forward is 0
+
+no peers: no community names this node
+`},
 		{"in no community", alone, `node        beijing.edge1 (C=CN, O=fabedge.io, CN=beijing.edge1)
 rendezvous  wss://10.40.20.181:7443/v1/agent, connected 1m30s ago
 charon      /var/run/charon.vici, connected
@@ -78,10 +103,11 @@ rendezvous  wss://10.40.20.181:7443/v1/agent, connected 1m30s ago
 charon      /var/run/charon.vici, connected
 observed    203.0.113.7[41000], NAT: endpoint-independent mapping, unknown filtering
 
-PEER               STATE   PATH    PEER ADDRESS         TIME TO DIRECT  SINCE       REASON
-beijing.connector  direct  public  10.40.20.181[45000]  35 ms           1h0m0s ago  -
-beijing.edge2      direct  host    10.22.46.28[4500]    81 ms           1m2s ago    -
-beijing.edge3      down    -       -                    -               0s ago      punching
+PEER               STATE    PATH    PEER ADDRESS         TIME TO DIRECT  SINCE       REASON
+beijing.connector  direct   public  10.40.20.181[45000]  35 ms           1h0m0s ago  -
+beijing.edge2      direct   host    10.22.46.28[4500]    81 ms           1m2s ago    -
+beijing.edge3      relayed  relay   beijing.connector    -               0s ago      punching
+shanghai.edge4     down     -       -                    -               0s ago      consent lost
 `},
 		{"nothing there", apart, `
 node        beijing.edge1 (C=CN, O=fabedge.io, CN=beijing.edge1)
@@ -196,6 +222,11 @@ func TestStatusJSON(t *testing.T) {
     "mapping": "endpoint-independent"
   },
   "listed": true,
+  "certificate": {
+    "serial": "5f1c",
+    "notBefore": "2024-02-01T08:00:00Z",
+    "notAfter": "2024-03-02T08:00:00Z"
+  },
   "tunnels": [
     {
       "peer": "beijing.edge2",
