@@ -8,48 +8,32 @@ import (
 	"time"
 
 	"github.com/bodkin-net/bodkin/punch"
+	"github.com/bodkin-net/bodkin/punch/rawudp"
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
-// addressInterval is between looks at this host's addresses, which cost some
-// system calls. It is longer than IPv6 takes to make sure of an address
-// (RFC 4862 section 5.4), which is usable then if it is there at two looks.
-const addressInterval = 5 * time.Second
+// addressInterval is between looks at this host's addresses and routes without
+// word from the kernel, in case that was lost.
+const addressInterval = 30 * time.Second
 
-// errMoved is why runs and the session end when this host gets other addresses.
+// errMoved is why tunnels and the session end when this host loses the address
+// they are at.
 var errMoved = errors.New("this node's addresses have changed")
 
-// addresses tells when the shared port has to move. It belongs to the daemon's
-// goroutine.
-type addresses struct {
-	opened []netip.AddrPort // those that the shared port was opened for
-	seen   []netip.AddrPort // at the last look
-	next   time.Time        // of the next look
-}
-
-// changed takes what a look has shown, and reports whether an address has come
-// to stay. One that has gone alone is no reason: its socket does no harm, and
-// serves again when the address comes back.
-func (a *addresses) changed(hosts []netip.AddrPort) bool {
-	stay := slices.Equal(hosts, a.seen)
-	a.seen = hosts
-	return stay && slices.ContainsFunc(hosts, func(h netip.AddrPort) bool { return !slices.Contains(a.opened, h) })
-}
-
-// followAddresses moves the shared port when this host has other addresses than
-// it was opened for.
-func (d *Daemon) followAddresses(ctx context.Context, now time.Time) {
-	if now.Before(d.addresses.next) {
-		return
+// moves compares the addresses this host has with those the shared port is open
+// on.
+func moves(open, hosts []netip.AddrPort) (come, gone []netip.AddrPort) {
+	for _, h := range hosts {
+		if !slices.Contains(open, h) {
+			come = append(come, h)
+		}
 	}
-	d.addresses.next = now.Add(addressInterval)
-	hosts, err := d.hostAddresses()
-	if err != nil {
-		d.log.Error("network interfaces not listed", "err", err)
-		return
+	for _, o := range open {
+		if !slices.Contains(hosts, o) {
+			gone = append(gone, o)
+		}
 	}
-	if d.addresses.changed(hosts) {
-		d.move(ctx, now, hosts)
-	}
+	return come, gone
 }
 
 // hostAddresses are the addresses at which a peer could reach this node.
@@ -61,33 +45,75 @@ func (d *Daemon) hostAddresses() ([]netip.AddrPort, error) {
 	return punch.HostCandidates(ifaces, d.id.endpoint.Subnets, d.cfg.IKEPort), nil
 }
 
-// move opens the shared port on hosts and begins a new session, which has
-// everything punched or watched from there. Tunnels from addresses that are
-// still here stay.
-func (d *Daemon) move(ctx context.Context, now time.Time, hosts []netip.AddrPort) {
-	old := d.port
-	if err := d.listen(hosts, false); err != nil {
-		d.port = old
-		d.log.Error("shared port not opened on the addresses this node has now", "err", err)
+// followAddresses opens the shared port on addresses that have come, and closes
+// it on those that have gone. Tunnels from other addresses do not notice.
+func (d *Daemon) followAddresses(ctx context.Context, now time.Time) {
+	hosts, err := d.hostAddresses()
+	if err != nil {
+		d.log.Error("network interfaces not listed", "err", err)
 		return
 	}
-	d.log.Info("shared port moved: this node has other addresses", "old", old.Local(), "local", d.port.Local())
-	d.stopNet()
-	d.stopNet = func() {}
+	come, gone := moves(d.port.Local(), hosts)
+	come = d.openBases(come)
+	if len(come) == 0 && len(gone) == 0 {
+		return
+	}
+	d.log.Info("this node's addresses have changed", "come", come, "gone", gone)
 	for _, t := range d.sorted() {
-		gone := !slices.ContainsFunc(d.port.Local(), func(l netip.AddrPort) bool { return l.Addr() == t.path.Local.Addr() })
-		d.perform(ctx, t, t.moved(now, gone))
-		d.dropUnused(t)
+		if slices.ContainsFunc(gone, func(g netip.AddrPort) bool { return t.path.Local.Addr() == g.Addr() }) {
+			d.uprooted(ctx, now, t)
+		}
 	}
-	if err := old.Close(); err != nil {
-		d.log.Warn("shared port not closed on the old addresses", "err", err)
+	if len(gone) > 0 && d.relayUp.Load() {
+		d.leaveDead(ctx) // what charon still sends from there the relay can carry
 	}
-	d.net = networks{}
-	for _, w := range d.watches {
-		w.port = d.port
+	for _, g := range gone {
+		if err := d.port.Remove(g); err != nil {
+			d.log.Warn("shared port not closed", "local", g, "err", err)
+		}
 	}
 	if d.link != nil {
-		d.link.restart(errMoved)
+		if base := d.net[familyOf(d.link.server)].base; slices.Contains(gone, base) {
+			d.link.restart(errMoved) // TCP would take minutes to say so
+		}
 	}
+	d.signalling.redial()
+	d.tellNetwork()
 	d.lookAgain()
+}
+
+// openBases opens the shared port on more addresses and returns those where that
+// worked. IPv6 may still be making sure that it is alone with one (RFC 4862
+// section 5.4); the kernel tells when it is.
+func (d *Daemon) openBases(addrs []netip.AddrPort) (opened []netip.AddrPort) {
+	for _, a := range addrs {
+		conn, err := rawudp.Listen(rawudp.Options{Addr: a.Addr(), Port: a.Port(), Mark: d.cfg.Mark})
+		switch {
+		case errors.Is(err, rawudp.ErrNotLocal):
+			d.log.Debug("address not usable yet", "addr", a)
+			continue
+		case err != nil:
+			d.log.Error("shared port not opened", "addr", a, "err", err)
+			continue
+		}
+		if err := d.port.Add(conn); err != nil {
+			conn.Close()
+			d.log.Error("shared port not opened", "addr", a, "err", err)
+			continue
+		}
+		opened = append(opened, a)
+	}
+	return opened
+}
+
+// uprooted: this host has lost the address that the tunnel is at.
+func (d *Daemon) uprooted(ctx context.Context, now time.Time, t *tunnel) {
+	if t.peer.Plan != wire.PlanPublic {
+		d.perform(ctx, t, t.gone(now, errMoved.Error()))
+		d.dropUnused(t)
+		return
+	}
+	if t.peer.Role == wire.Controlling {
+		d.perform(ctx, t, t.doubted(now, d.nextRun()))
+	}
 }

@@ -2,34 +2,25 @@ package agent
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 )
 
-// The shared port moves for an address that has come to stay.
-func TestAddressesChanged(t *testing.T) {
+// The shared port moves with the host's addresses, in whichever order they are.
+func TestMoves(t *testing.T) {
 	a, b, c := netip.MustParseAddrPort("192.0.2.1:4500"), netip.MustParseAddrPort("192.0.2.2:4500"), netip.MustParseAddrPort("[2001:db8::1]:4500")
-	type look []netip.AddrPort
-	for name, tc := range map[string]struct {
-		looks []look
-		want  bool // after the last
-	}{
-		"the same":            {[]look{{a, b}, {a, b}}, false},
-		"in another order":    {[]look{{b, a}, {b, a}}, false},
-		"one has gone":        {[]look{{a}, {a}}, false},
-		"all have gone":       {[]look{{}, {}}, false},
-		"one has come":        {[]look{{a, b, c}, {a, b, c}}, true},
-		"one for another":     {[]look{{a, c}, {a, c}}, true},
-		"just come":           {[]look{{a, b}, {a, b, c}}, false},
-		"come and gone":       {[]look{{a, b, c}, {a, b}, {a, b}}, false},
-		"not at two in a row": {[]look{{a, b, c}, {a, b}, {a, b, c}}, false},
+	type list = []netip.AddrPort
+	for name, tt := range map[string]struct{ hosts, come, gone list }{
+		"the same":         {list{a, b}, nil, nil},
+		"in another order": {list{b, a}, nil, nil},
+		"one has gone":     {list{a}, nil, list{b}},
+		"all have gone":    {nil, nil, list{a, b}},
+		"one has come":     {list{a, c, b}, list{c}, nil},
+		"one for another":  {list{a, c}, list{c}, list{b}},
 	} {
-		seen := addresses{opened: []netip.AddrPort{a, b}}
-		got := false
-		for _, hosts := range tc.looks {
-			got = seen.changed(hosts)
-		}
-		if got != tc.want {
-			t.Errorf("%s: the port moves: %v; want %v", name, got, tc.want)
+		come, gone := moves(list{a, b}, tt.hosts)
+		if !slices.Equal(come, tt.come) || !slices.Equal(gone, tt.gone) {
+			t.Errorf("%s: come %v, gone %v; want %v, %v", name, come, gone, tt.come, tt.gone)
 		}
 	}
 }

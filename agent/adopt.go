@@ -22,9 +22,7 @@ func (d *Daemon) unload(ctx context.Context, name string) {
 	if d.rewrites.has(name) {
 		d.ending[name] = time.Now()
 	}
-	if err := d.owned.drop(name); err != nil {
-		d.log.Error("state not written", "err", err)
-	}
+	d.owned.drop(name)
 }
 
 // charonEvent keeps the tunnels in line with charon.
@@ -43,6 +41,7 @@ func (d *Daemon) charonEvent(ctx context.Context, e charon.Event) {
 		d.charonUp, d.charonErr = false, e.Err
 		d.charonReady.set(false)
 		d.log.Warn("charon not reachable", "err", e.Err)
+		d.hasten(func(name wire.NodeName) bool { return d.tunnels[name] != nil && d.tunnels[name].monitored })
 		for _, t := range d.sorted() {
 			d.perform(ctx, t, t.gone(now, "charon stopped or restarted"))
 		}
@@ -51,10 +50,7 @@ func (d *Daemon) charonEvent(ctx context.Context, e charon.Event) {
 	}
 	for name, r := range d.runs {
 		if e.Name == "" || e.Name == string(name) {
-			select {
-			case r.wake <- struct{}{}:
-			default:
-			}
+			signal(r.wake)
 		}
 	}
 }
@@ -63,7 +59,7 @@ func (d *Daemon) charonEvent(ctx context.Context, e charon.Event) {
 // up the tunnels in it that are ours.
 func (d *Daemon) adopt(ctx context.Context, now time.Time) {
 	if d.cfg.LoadCredentials {
-		if err := d.vici.LoadCredentials(ctx, d.id.credentials); err != nil {
+		if err := d.vici.LoadCredentials(ctx, d.id.credentials().charon); err != nil {
 			d.charonErr = fmt.Errorf("credentials not loaded: %w", err)
 			d.log.Error("credentials not loaded into charon", "err", err)
 		}
@@ -84,11 +80,14 @@ func (d *Daemon) adopt(ctx context.Context, now time.Time) {
 		for _, sa := range sas {
 			if t := d.tunnels[node]; sa.Name == name && !t.standing && measure([]charon.SA{sa}, wire.Path{}, nil).installed {
 				t.adopted(now, wire.Path{Local: sa.Local, Remote: sa.Remote})
+				// A connector relays again once it has been told between whom.
+				t.relays(t.run, d.id.endpoint.Type == wire.Edge && relaying(sa), "")
 				d.log.Info("tunnel adopted from charon", "peer", name, "remote", sa.Remote)
 			}
 		}
 	}
 	d.rewrites.keepOnly(d.inUse)
+	d.followRelay(ctx)
 }
 
 // endRewrites removes the rewrites of connections that were taken out of charon,
@@ -125,22 +124,39 @@ func (d *Daemon) inUse(r rewrite.Rule) bool {
 	return d.runs[name] != nil || t != nil && t.standing && carriesPath(r, t.path)
 }
 
-// checkGone asks charon whether a tunnel it reported on is still there.
+// checkGone asks charon whether the tunnel it reported on is still there, or all
+// are if it names none.
 func (d *Daemon) checkGone(ctx context.Context, now time.Time, name string) {
-	for _, t := range d.sorted() {
-		if !t.standing || name != "" && name != string(t.name()) {
-			continue
-		}
-		sas, err := d.vici.SAs(ctx, string(t.name()))
-		if err != nil {
-			continue
-		}
-		if !measure(sas, wire.Path{}, nil).installed {
-			d.perform(ctx, t, t.gone(now, "charon ended the tunnel: the peer deleted it or stopped answering"))
-			continue
-		}
-		d.complete(ctx, t, sas)
+	if name != "" && d.tunnels[wire.NodeName(name)] == nil {
+		return
 	}
+	sas, err := d.vici.SAs(ctx, name)
+	if err != nil {
+		return
+	}
+	of := byConnection(sas)
+	for _, t := range d.sorted() {
+		if own := string(t.name()); t.standing && (name == "" || name == own) {
+			d.checkTunnel(ctx, now, t, of[own])
+		}
+	}
+}
+
+func byConnection(sas []charon.SA) map[string][]charon.SA {
+	of := map[string][]charon.SA{}
+	for _, sa := range sas {
+		of[sa.Name] = append(of[sa.Name], sa)
+	}
+	return of
+}
+
+// checkTunnel compares a tunnel that stands with the SAs that charon has of it.
+func (d *Daemon) checkTunnel(ctx context.Context, now time.Time, t *tunnel, sas []charon.SA) {
+	if !measure(sas, wire.Path{}, nil).installed {
+		d.perform(ctx, t, t.replaced(now, "charon ended the tunnel: the peer deleted it or stopped answering"))
+		return
+	}
+	d.complete(ctx, t, sas)
 }
 
 // complete asks for the CHILD SAs that a tunnel has lost while others stand,
@@ -149,7 +165,7 @@ func (d *Daemon) complete(ctx context.Context, t *tunnel, sas []charon.SA) {
 	if !t.monitored || t.peer.Role != wire.Controlling {
 		return
 	}
-	for _, c := range missing(sas, wire.Path{}, children(d.id.endpoint, t.peer.Endpoint)) {
+	for _, c := range missing(sas, wire.Path{}, carriers(d.id.endpoint, t.peer.Endpoint)) {
 		d.log.Warn("CHILD SA gone: asking for it again", "peer", t.name(), "child", c.Name)
 		if err := d.vici.Initiate(ctx, string(t.name()), c.Name); err != nil {
 			d.log.Error("CHILD SA not initiated", "child", c.Name, "err", err)

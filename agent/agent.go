@@ -59,17 +59,23 @@ type Daemon struct {
 
 	// What follows belongs to the goroutine of Run.
 	port *punch.Port
-	// addresses tells when port has to move.
-	addresses addresses
-	tunnels   map[wire.NodeName]*tunnel
-	runs      map[wire.NodeName]*running
+	// renewal follows the certificate, key and CA.
+	renewal *renewal
+	// stateRetry is when the file of our connections is written again; zero
+	// while it is as it should be.
+	stateRetry time.Time
+	tunnels    map[wire.NodeName]*tunnel
+	runs       map[wire.NodeName]*running
 	// listed: the rendezvous has told who our peers are.
-	listed    bool
-	lastRun   runID
-	link      *linkUp
-	linkErr   error
-	linkSince time.Time
-	charonUp  bool
+	listed  bool
+	lastRun runID
+	// signalling keeps link, the session; nil without one.
+	signalling *link
+	linkEvents chan linkEvent
+	link       *linkUp
+	linkErr    error
+	linkSince  time.Time
+	charonUp   bool
 	// charonReady tells the runs what charonUp tells the daemon.
 	charonReady *gate
 	charonErr   error
@@ -80,28 +86,41 @@ type Daemon struct {
 	// portMapping keeps it.
 	mapping     portmap.Mapping
 	portMapping *portMapping
+	// relayUp: the tunnel with the connector relays; relayWanted: it shall. For the
+	// runs.
+	relayUp, relayWanted atomic.Bool
 	// localNAT is net's, for the runs, who explain failures with it.
 	localNAT atomic.Pointer[wire.NAT]
 	// sessionAddr is where this session was observed last; zero until then.
 	sessionAddr netip.Addr
-	// publicAt is where each family was observed last, in whichever session.
-	publicAt [2]netip.Addr
+	// mappedAt is where each family was observed last, in whichever session.
+	mappedAt [2]netip.AddrPort
+	// remapped is when that last changed, and when the time before.
+	remapped [2][2]time.Time
 	watches  []*networkWatch
 	rewrites rewrites
+	// filter is of what this node, a connector, relays.
+	filter *forwardFilter
 	// ending are the connections taken out of charon, and when, whose rewrites
 	// stand until it is done with them.
 	ending    map[string]time.Time
 	predictor predictor
-	runEvents chan runEvent
-	netEvents chan networkSeen
-	queries   chan chan<- Status
-	stopNet   func()
-}
-
-// running is a run and how to end it.
-type running struct {
-	*run
-	stop func() // cancels and waits
+	// traffic judges the tunnels that stand, by what charon has counted.
+	traffic   map[wire.NodeName]*traffic
+	snapshots chan []charon.SA
+	// suspected is when that last gave reason to look at more than one path.
+	suspected time.Time
+	// usage is what standing still costs.
+	usage usage
+	// ways are those to the peers and to the rendezvous; looked is when they and
+	// the addresses were last looked at.
+	ways       ways
+	looked     time.Time
+	roamEvents chan roamEvent
+	runEvents  chan runEvent
+	netEvents  chan networkSeen
+	queries    chan chan<- Status
+	stopNet    func()
 }
 
 // New reads what the configuration names and opens the status socket, so that
@@ -121,16 +140,23 @@ func New(cfg Config, version string, log *slog.Logger) (*Daemon, error) {
 		charonReady: newGate(),
 		tunnels:     map[wire.NodeName]*tunnel{},
 		runs:        map[wire.NodeName]*running{},
+		linkEvents:  make(chan linkEvent),
 		linkErr:     errors.New("connecting"),
 		linkSince:   time.Now(),
 		charonErr:   errors.New("connecting"),
 		predictor:   newPredictor(),
 		ending:      map[string]time.Time{},
+		traffic:     map[wire.NodeName]*traffic{},
+		snapshots:   make(chan []charon.SA),
+		roamEvents:  make(chan roamEvent),
 		runEvents:   make(chan runEvent),
 		netEvents:   make(chan networkSeen),
 		queries:     make(chan chan<- Status),
 		stopNet:     func() {},
+		renewal:     newRenewal(o.names()),
 	}
+	d.filter = newForwardFilter(log)
+	d.signalling = newLink(cfg, id, log, d.linkEvents)
 	if d.api, err = listenAPI(cfg.Socket); err != nil {
 		return nil, fmt.Errorf("%w: socket: %w", ErrConfig, err)
 	}
@@ -157,6 +183,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 	defer func() { d.port.Close() }() // the one that is open then
 	d.rewrites = openRewrites(d.log, d.owned.has)
 	defer d.rewrites.close()
+	defer d.filter.close()
+	if err := sweepPins(); err != nil {
+		d.log.Error("traffic may stay in the relay", "err", err)
+	}
 	services.Go(func() { d.predictor.run(ctx) })
 	d.watches = d.newWatches()
 	d.portMapping = d.watchPortMapping(ctx)
@@ -169,15 +199,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 	defer vici.Wait()
 	defer stopVICI()
 
-	links := make(chan linkEvent)
-	linkStarted := false
-	startLink := func() {
-		if !linkStarted {
-			linkStarted = true
-			l := &link{id: d.id, dial: outsideDialer(d.cfg.Mark, d.id.endpoint.Subnets).DialContext, log: d.log, events: links}
-			services.Go(func() { l.run(ctx) })
-		}
-	}
+	defer d.startTraffic(ctx)()
+	defer d.startRoaming(ctx)()
+
+	var linkStarted sync.Once
+	startLink := func() { linkStarted.Do(func() { services.Go(func() { d.signalling.run(ctx) }) }) }
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	d.log.Info("agent running", "node", d.id.endpoint.Name, "identity", d.id.endpoint.ID,
@@ -190,29 +216,47 @@ func (d *Daemon) Run(ctx context.Context) error {
 		case e, ok := <-d.vici.Events():
 			if ok {
 				d.charonEvent(ctx, e)
+				d.startDue(ctx, time.Now())
 			}
 			// What charon has decides what the hello says, so charon first.
 			startLink()
-		case e := <-links:
+		case e := <-d.linkEvents:
 			d.linkEvent(ctx, e)
 		case e := <-d.runEvents:
 			d.runEvent(ctx, e)
+			d.startDue(ctx, time.Now()) // what is to be tried again at once
+		case e := <-d.roamEvents:
+			d.roamed(ctx, time.Now(), e)
+		case sas := <-d.snapshots:
+			d.trafficSeen(ctx, time.Now(), sas)
 		case m := <-d.predictor.out:
 			d.send(m)
 		case n := <-d.netEvents:
-			d.networkEvent(n)
+			d.networkEvent(ctx, n)
 		case m := <-d.portMapping.found:
 			d.mappingEvent(m)
 		case q := <-d.queries:
 			q <- d.status()
 		case now := <-ticker.C:
-			for _, t := range d.tunnels {
-				d.perform(ctx, t, t.due(now, d.nextRun))
-			}
+			d.startDue(ctx, now)
 			d.sweep(ctx)
+			d.filter.restore()
 			d.endRewrites(ctx, now)
-			d.followAddresses(ctx, now)
+			d.reportUsage(now)
+			if now.Sub(d.looked) >= addressInterval {
+				d.looked = now
+				d.roamed(ctx, now, roamEvent{})
+			}
+			d.followCredentials(ctx, now)
+			d.keepState(now)
 		}
+	}
+}
+
+// startDue begins what is to be tried again by now.
+func (d *Daemon) startDue(ctx context.Context, now time.Time) {
+	for _, t := range d.tunnels {
+		d.perform(ctx, t, t.due(now, d.nextRun))
 	}
 }
 
@@ -221,20 +265,51 @@ func (d *Daemon) nextRun() runID {
 	return d.lastRun
 }
 
-// perform does what a tunnel decided.
+// perform does what a tunnel decided. Most often that is nothing.
 func (d *Daemon) perform(ctx context.Context, t *tunnel, effects []effect) {
+	if len(effects) == 0 {
+		return
+	}
 	for _, e := range effects {
 		switch e := e.(type) {
 		case stop:
 			d.stopRun(t.name())
 		case begin:
 			d.beginRun(ctx, e)
+		case renew:
+			if r := d.runs[t.name()]; r != nil {
+				r.renewed.Store(&e.peer)
+				signal(r.wake)
+			}
 		case tell:
 			d.send(e.report)
 			d.log.Info("tunnel", "peer", t.name(), "outcome", e.report.Outcome, "path", e.report.Path.Kind,
 				"remote", e.report.Path.Remote, "reason", e.report.Reason, "elapsed_ms", e.report.ElapsedMs)
 		}
 	}
+	d.followRelay(ctx)
+}
+
+// followRelay notes whether this node can be reached through its connector.
+func (d *Daemon) followRelay(ctx context.Context) {
+	wanted := false
+	for _, t := range d.tunnels {
+		wanted = wanted || len(t.peer.Relay) > 0
+	}
+	d.relayWanted.Store(wanted)
+	if up := d.relay() != ""; d.relayUp.Swap(up) != up && up {
+		d.leaveDead(ctx)
+	}
+}
+
+// relay is the connector whose tunnel relays for this node, if there is one.
+func (d *Daemon) relay() wire.NodeName {
+	for name, t := range d.tunnels {
+		if t.standing && t.relay && d.id.endpoint.Type != wire.Connector {
+			return name
+		}
+	}
+	return ""
 }
 
 func (d *Daemon) send(m wire.Message) {
@@ -243,71 +318,18 @@ func (d *Daemon) send(m wire.Message) {
 	}
 }
 
-func (d *Daemon) beginRun(ctx context.Context, b begin) {
-	name := b.peer.Endpoint.Name
-	d.stopRun(name)
-	r := &run{
-		begin: b, name: string(name), started: time.Now(),
-		log:     d.log.With("peer", name),
-		trickle: make(chan *wire.Trickle, 8), wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1),
-		shared: &shared{
-			id: d.id, vici: d.vici, owned: d.owned, charonReady: d.charonReady, port: d.port, mark: d.cfg.Mark, events: d.runEvents,
-			localNAT: &d.localNAT, punch: d.cfg.Punch, probe: d.cfg.Probe, rewrites: d.rewrites,
-		},
-		here: d.whereabouts(),
-	}
-	if b.order != nil {
-		r.forbidden = d.forbidden(publicOf(b.order.Candidates).Addr())
-	}
-	rctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		r.do(rctx)
-	}()
-	d.runs[name] = &running{run: r, stop: func() { cancel(); <-done }}
-}
-
-func (d *Daemon) stopRun(name wire.NodeName) {
-	if r := d.runs[name]; r != nil {
-		delete(d.runs, name)
-		r.stop()
-	}
-}
-
-// runEvent passes a run's word to its tunnel.
-func (d *Daemon) runEvent(ctx context.Context, e runEvent) {
-	t := d.tunnels[e.peer]
-	if t == nil {
-		return
-	}
-	now := time.Now()
-	t.sent(e.run, e.packets)
-	switch e.outcome {
-	case wire.OutcomeNominated:
-		d.perform(ctx, t, t.nominated(e.run, e.path))
-	case wire.OutcomeDirect:
-		d.perform(ctx, t, t.direct(now, e.run, e.path, e.elapsed))
-	case wire.OutcomeFailed:
-		if e.run == t.run {
-			// A port that nothing came of, or that a router has forgotten since:
-			// checks that leave from it could not find another way.
-			d.dropUnused(t)
-		}
-		d.perform(ctx, t, t.failed(now, e.run, e.reason, e.plainESP))
-	case wire.OutcomeLost:
-		d.lookAgain()
-		d.perform(ctx, t, t.lost(now, e.run, e.reason))
-	}
-}
-
 // stop ends all runs; the tunnels stay unless configured otherwise.
 func (d *Daemon) stop() {
 	d.stopNet()
+	d.hasten(func(wire.NodeName) bool { return true })
 	for name := range maps.Clone(d.runs) {
 		d.stopRun(name)
 	}
 	if d.cfg.TeardownOnExit {
+		d.filter.remove()
+		if err := forgetOwn(d.id.endpoint.Subnets); err != nil {
+			d.log.Error("routes beside the relay not removed", "err", err)
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), teardownTimeout)
 		defer cancel()
 		for _, name := range d.owned.names() {

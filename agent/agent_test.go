@@ -12,6 +12,7 @@ func testDaemon(t *testing.T, storeID string) *Daemon {
 	t.Helper()
 	return &Daemon{
 		log: discardLog, owned: mustOpenOwned(t, t.TempDir()),
+		id:      &identity{},
 		tunnels: map[wire.NodeName]*tunnel{}, runs: map[wire.NodeName]*running{},
 		link: &linkUp{welcome: &wire.Welcome{StoreID: storeID}, send: func(wire.Message) {}},
 	}
@@ -51,9 +52,7 @@ func TestPeersEndOnlyTheirOwnStoresTunnels(t *testing.T) {
 // The file follows when a tunnel of ours is asked for by another store.
 func TestPeersRecordTheirStore(t *testing.T) {
 	d := testDaemon(t, "new")
-	if err := d.owned.set("a.peer", "old"); err != nil {
-		t.Fatal(err)
-	}
+	d.owned.set("a.peer", "old")
 	peer := func(name wire.NodeName) wire.Peer {
 		return wire.Peer{Endpoint: wire.Endpoint{Name: name}, Plan: wire.PlanICE, Role: wire.Controlled}
 	}

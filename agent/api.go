@@ -31,8 +31,15 @@ type Status struct {
 	// PortMapping is absent where no router made one.
 	PortMapping *PortMappingStatus `json:"portMapping,omitempty"`
 	// Listed: the rendezvous has said who the peers are since the agent started.
-	Listed  bool           `json:"listed"`
-	Tunnels []TunnelStatus `json:"tunnels"`
+	Listed bool `json:"listed"`
+	// Certificate is this node's own.
+	Certificate CertificateStatus `json:"certificate"`
+	// StateProblem is why the list of our connections cannot be written, empty
+	// if it can.
+	StateProblem string         `json:"stateProblem,omitempty"`
+	Tunnels      []TunnelStatus `json:"tunnels"`
+	// Forwarding is absent but on a connector that relays.
+	Forwarding *ForwardingStatus `json:"forwarding,omitempty"`
 }
 
 // ConnectionStatus is whether something the agent depends on is there.
@@ -52,24 +59,36 @@ type PortMappingStatus struct {
 // TunnelStatus is one peer's tunnel.
 type TunnelStatus struct {
 	Peer      wire.NodeName `json:"peer"`
-	State     string        `json:"state"` // direct or down
+	State     string        `json:"state"` // direct, relayed or down
 	Plan      wire.Plan     `json:"plan"`
 	Path      wire.Path     `json:"path,omitzero"`
 	Monitored bool          `json:"monitored"`
 	Reason    string        `json:"reason,omitempty"`
 	Since     time.Time     `json:"since"`
+	// Relay is the connector through which a relayed tunnel's traffic goes, by
+	// what this end knows; Relays says that this tunnel is such a connector's.
+	Relay  wire.NodeName `json:"relay,omitempty"`
+	Relays bool          `json:"relays,omitempty"`
 	// TimeToDirectMs is that of the last success, in milliseconds.
-	TimeToDirectMs int64    `json:"timeToDirectMs,omitempty"`
-	Communities    []string `json:"communities,omitempty"`
+	TimeToDirectMs int64 `json:"timeToDirectMs,omitempty"`
+	// IdleBytesPerDay is what keeping the tunnel costs while nothing uses it, in IP
+	// bytes both ways, as last told to the rendezvous.
+	IdleBytesPerDay int64    `json:"idleBytesPerDay,omitempty"`
+	Communities     []string `json:"communities,omitempty"`
 }
 
 // status is made on the daemon's goroutine.
 func (d *Daemon) status() Status {
+	now := time.Now()
 	s := Status{
 		Node: d.id.endpoint.Name, Identity: d.id.endpoint.ID, Version: d.version,
-		Rendezvous: ConnectionStatus{Address: d.id.url, Connected: d.link != nil, Since: d.linkSince},
+		Rendezvous: ConnectionStatus{Address: d.id.url, Connected: d.link != nil, Since: onClock(now, d.linkSince)},
 		Charon:     ConnectionStatus{Address: d.cfg.VICISocket, Connected: d.charonUp},
 		Mapped:     d.net.mapped(), Listed: d.listed, Tunnels: []TunnelStatus{},
+	}
+	s.Certificate = d.renewal.status(d.id.credentials(), now)
+	if err := d.owned.problem(); err != nil {
+		s.StateProblem = err.Error()
 	}
 	s.NAT, _ = d.net.nat()
 	if m := d.net[ipv6].mapped; m != s.Mapped {
@@ -87,16 +106,38 @@ func (d *Daemon) status() Status {
 	if d.port != nil {
 		s.Local = d.port.Local()
 	}
+	s.Forwarding = d.filter.status()
+	relay := d.relay()
 	for _, t := range d.sorted() {
-		state := "down"
-		if t.standing {
-			state = "direct"
-		}
-		s.Tunnels = append(s.Tunnels, TunnelStatus{
-			Peer: t.name(), State: state, Plan: t.peer.Plan, Path: t.path, Monitored: t.monitored,
-			Reason: t.reason, Since: t.since, TimeToDirectMs: t.timeToDirect.Milliseconds(),
-			Communities: t.peer.Communities,
-		})
+		ts := t.status(relay)
+		ts.Since, ts.IdleBytesPerDay = onClock(now, ts.Since), d.usage.perDay(t.name())
+		s.Tunnels = append(s.Tunnels, ts)
+	}
+	return s
+}
+
+// onClock is a past moment by the wall clock of now, which may have been set
+// since: how long ago it was stays true.
+func onClock(now, t time.Time) time.Time {
+	if t.IsZero() {
+		return t
+	}
+	return now.Add(t.Sub(now))
+}
+
+// status is the tunnel as `bodkin status` shows it, on a node that can be
+// reached through relay, too.
+func (t *tunnel) status(relay wire.NodeName) TunnelStatus {
+	s := TunnelStatus{
+		Peer: t.name(), State: "down", Plan: t.peer.Plan, Path: t.path, Monitored: t.monitored,
+		Reason: t.reason, Since: t.since, TimeToDirectMs: t.timeToDirect.Milliseconds(),
+		Communities: t.peer.Communities, Relays: t.relay,
+	}
+	switch {
+	case t.standing:
+		s.State, s.Reason = "direct", t.note
+	case t.peer.Plan == wire.PlanICE && relay != "":
+		s.State, s.Relay = "relayed", relay
 	}
 	return s
 }

@@ -1,14 +1,13 @@
 package agent
 
 import (
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/bodkin-net/bodkin/agent/charon"
@@ -44,6 +43,12 @@ type Config struct {
 	Probe ProbeConfig `yaml:"probe"`
 	// PortMapping has the router asked to forward a port to IKEPort.
 	PortMapping bool `yaml:"portMapping"`
+	// Metered: somebody pays for each byte. What keeps tunnels known to be alive
+	// is sent as seldom as the node's NAT permits.
+	Metered bool `yaml:"metered"`
+	// DirectMark marks what came out of a direct tunnel, see there. With ESP in
+	// the kernel only.
+	DirectMark DirectMark `yaml:"directMark"`
 	// Mark is the socket mark (SO_MARK) charon's own socket carries, 0 for
 	// none. Needed with kernel-libipsec.
 	Mark uint32 `yaml:"mark"`
@@ -56,6 +61,18 @@ type Config struct {
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `yaml:"logLevel"`
 }
+
+// DirectMark is a mark (and the bits of it that count) on packets that came out
+// of a direct tunnel, so that the kernel does not hold those that came through
+// the relay against the direct tunnel's policy. The bits must not be used by
+// anything else on the node.
+type DirectMark struct {
+	Value uint32 `yaml:"value"`
+	Mask  uint32 `yaml:"mask"`
+}
+
+// defaultDirectMark is a bit that neither kube-proxy nor the common CNIs use.
+const defaultDirectMark = 0x1000_0000
 
 // ProbeConfig bounds the search for a port of a symmetric NAT.
 type ProbeConfig struct {
@@ -101,6 +118,7 @@ func DefaultConfig() Config {
 		IKEPort:         charon.DefaultPort,
 		Punch:           wire.PolicyAuto,
 		PortMapping:     true,
+		DirectMark:      DirectMark{Value: defaultDirectMark, Mask: defaultDirectMark},
 		Probe:           ProbeConfig{Rate: probeRate, Ports: probePorts, Max: probeMax},
 		Socket:          "/run/bodkin/agent.sock",
 		StateDir:        "/var/lib/bodkin",
@@ -123,10 +141,10 @@ func LoadConfig(path string) (Config, error) {
 // identity is what the configuration comes to: who this node is and where it
 // goes.
 type identity struct {
-	endpoint    wire.Endpoint
-	credentials charon.Credentials
-	tls         *tls.Config
-	url         string // wss://host:port/v1/agent
+	endpoint wire.Endpoint
+	url      string // wss://host:port/v1/agent
+	// current changes when the certificate is renewed; the rest does not.
+	current atomic.Pointer[credentials]
 }
 
 func newIdentity(cfg Config) (*identity, error) {
@@ -142,13 +160,23 @@ func newIdentity(cfg Config) (*identity, error) {
 	if err := cfg.validatePunch(); err != nil {
 		return nil, err
 	}
-	cert, err := id.load(cfg)
+	if m := cfg.DirectMark; m.Value == 0 || m.Value&^m.Mask != 0 {
+		return nil, fmt.Errorf("directMark: %#x/%#x: want a value other than 0 inside its mask", m.Value, m.Mask)
+	}
+	now := time.Now()
+	creds, err := readCredentials(cfg, now)
 	if err != nil {
 		return nil, err
 	}
-	if id.endpoint, err = cfg.Endpoint.resolve(cert); err != nil {
+	// A clock that is behind may be set any moment, as after the start of a
+	// machine without a battery for it; a certificate does not grow younger.
+	if validityOf(creds.leaf, now) == expired {
+		return nil, creds.validNow(cfg, now)
+	}
+	if id.endpoint, err = cfg.Endpoint.resolve(creds.leaf); err != nil {
 		return nil, err
 	}
+	id.current.Store(creds)
 	return id, nil
 }
 
@@ -178,44 +206,6 @@ func rendezvousURL(s string) (string, error) {
 		u.Host = net.JoinHostPort(u.Hostname(), "7443")
 	}
 	return "wss://" + u.Host + "/v1/agent", nil
-}
-
-// load reads the three PEM files and checks that they belong together.
-func (id *identity) load(cfg Config) (*x509.Certificate, error) {
-	var err error
-	read := func(key, path string) []byte {
-		b, e := os.ReadFile(path)
-		if e != nil && err == nil {
-			err = fmt.Errorf("%s: %w", key, e)
-		}
-		return b
-	}
-	certPEM, keyPEM, caPEM := read("certificate", cfg.Certificate), read("key", cfg.Key), read("ca", cfg.CA)
-	if err != nil {
-		return nil, err
-	}
-	pair, err := tls.X509KeyPair(certPEM, keyPEM)
-	if err != nil {
-		return nil, fmt.Errorf("certificate %s, key %s: %w", cfg.Certificate, cfg.Key, err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(caPEM) {
-		return nil, fmt.Errorf("ca: %s holds no PEM certificate", cfg.CA)
-	}
-	leaf := pair.Leaf
-	switch now := time.Now(); {
-	case now.After(leaf.NotAfter):
-		return nil, fmt.Errorf("certificate: %s expired on %s: issue a new one", cfg.Certificate, leaf.NotAfter.Format(time.DateTime))
-	case now.Before(leaf.NotBefore):
-		return nil, fmt.Errorf("certificate: %s is not valid before %s, and this machine's clock says %s: set the clock",
-			cfg.Certificate, leaf.NotBefore.Format(time.DateTime), now.UTC().Format(time.DateTime))
-	}
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
-		return nil, fmt.Errorf("certificate: %s is not signed by %s: %w", cfg.Certificate, cfg.CA, err)
-	}
-	id.credentials = charon.Credentials{CertPEM: certPEM, KeyPEM: keyPEM, CAPEMs: [][]byte{caPEM}}
-	id.tls = &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool, MinVersion: tls.VersionTLS13}
-	return leaf, nil
 }
 
 // resolve turns the endpoint section into the wire's, and holds it against the

@@ -20,14 +20,14 @@ const (
 	dpdPublic = time.Minute
 )
 
-// connection is the tunnel from self to peer as charon shall know it. The
-// shape is FabEdge's: children -p2p, -p2n and -n2p between pods and nodes.
-// A path without a remote address is not known yet: charon can then answer,
-// but not initiate.
-func connection(self, peer wire.Endpoint, plan wire.Plan, role wire.Role, path wire.Path, encap bool) charon.Connection {
+// connection is the tunnel from self to peer as charon shall know it. A path
+// without a remote address is not known yet: charon can then answer, but not
+// initiate.
+func connection(self wire.Endpoint, peer wire.Peer, path wire.Path, encap bool) charon.Connection {
+	there := peer.Endpoint
 	c := charon.Connection{
-		Name:    string(peer.Name),
-		LocalID: self.ID, RemoteID: peer.ID,
+		Name:    string(there.Name),
+		LocalID: self.ID, RemoteID: there.ID,
 		LocalPort: charon.DefaultPort, RemotePort: charon.DefaultPort,
 		RemoteAddrs: []string{"%any"},
 		Encap:       encap,
@@ -35,12 +35,12 @@ func connection(self, peer wire.Endpoint, plan wire.Plan, role wire.Role, path w
 		Children:    children(self, peer),
 	}
 	switch {
-	case plan == wire.PlanPublic:
+	case peer.Plan == wire.PlanPublic:
 		c.DPDDelay = dpdPublic
-		if role == wire.Controlling {
-			c.RemoteAddrs = peer.PublicAddresses
-			if peer.Port != 0 {
-				c.RemotePort = peer.Port
+		if peer.Role == wire.Controlling {
+			c.RemoteAddrs = there.PublicAddresses
+			if there.Port != 0 {
+				c.RemotePort = there.Port
 			}
 		}
 	case path.Remote.IsValid():
@@ -65,18 +65,77 @@ func routed(addrs []string, hasRoute func(netip.Addr) bool) []string {
 	return out
 }
 
-// children leaves out what has no selectors, and the node selectors of two
-// nodes with the same private address in different networks: there such a
-// selector would catch the node's own traffic. Selectors only go together with
-// those of their address family.
-func children(self, peer wire.Endpoint) []charon.Child {
+// What follows the connection's name in its children's.
+const (
+	podToPod   = "-p2p"
+	podToNode  = "-p2n"
+	nodeToPod  = "-n2p"
+	checkChild = "-check"
+	relayChild = "-relay"
+	ownChild   = "-own"
+)
+
+// checkProtocol is for experimentation and testing (RFC 3692): no traffic but our
+// own has it, so its CHILD SA can be tried out while the relay carries the rest.
+const checkProtocol = 253
+
+// children are all that charon shall know of a connection: FabEdge's, and beside
+// them what the relay needs.
+func children(self wire.Endpoint, peer wire.Peer) []charon.Child {
+	all := carriers(self, peer.Endpoint)
+	if peer.Plan != wire.PlanPublic {
+		return append(all, check(self, peer.Endpoint)...)
+	}
+	return slices.Concat(all, relay(self, peer), own(self, peer))
+}
+
+// carriers are FabEdge's children, between pods and nodes. It leaves out what has
+// no selectors, and the node selectors of two nodes with the same private address
+// in different networks: there such a selector would catch the node's own traffic.
+func carriers(self, peer wire.Endpoint) []charon.Child {
 	name := string(peer.Name)
-	all := []charon.Child{{Name: name + "-p2p", LocalTS: self.Subnets, RemoteTS: peer.Subnets}}
+	all := []charon.Child{{Name: name + podToPod, LocalTS: self.Subnets, RemoteTS: peer.Subnets}}
 	if !overlap(self.NodeSubnets, peer.NodeSubnets) {
 		all = append(all,
-			charon.Child{Name: name + "-p2n", LocalTS: self.Subnets, RemoteTS: peer.NodeSubnets},
-			charon.Child{Name: name + "-n2p", LocalTS: self.NodeSubnets, RemoteTS: peer.Subnets})
+			charon.Child{Name: name + podToNode, LocalTS: self.Subnets, RemoteTS: peer.NodeSubnets},
+			charon.Child{Name: name + nodeToPod, LocalTS: self.NodeSubnets, RemoteTS: peer.Subnets})
 	}
+	return matched(all...)
+}
+
+// check is the child through which a direct path proves itself before it takes
+// over from the relay; none where there are no pods to take over for.
+func check(self, peer wire.Endpoint) []charon.Child {
+	return matched(charon.Child{
+		Name: string(peer.Name) + checkChild, LocalTS: self.Subnets, RemoteTS: peer.Subnets, Protocol: checkProtocol,
+	})
+}
+
+// relay is the child through which an edge reaches the others by way of its
+// connector. Its range is wider than any direct tunnel's selectors, which win
+// where they are installed.
+func relay(self wire.Endpoint, peer wire.Peer) []charon.Child {
+	c := charon.Child{Name: string(peer.Endpoint.Name) + relayChild, LocalTS: self.Subnets, RemoteTS: peer.Relay}
+	if self.Type == wire.Connector {
+		c.LocalTS, c.RemoteTS = peer.Relay, peer.Endpoint.Subnets
+	}
+	return matched(c)
+}
+
+// own keeps an edge's traffic with itself, e.g. from the node to its pods, out of
+// a relay whose range contains its own subnets.
+func own(self wire.Endpoint, peer wire.Peer) []charon.Child {
+	if self.Type == wire.Connector || !overlap(self.Subnets, peer.Relay) {
+		return nil
+	}
+	return matched(charon.Child{
+		Name: string(peer.Endpoint.Name) + ownChild, LocalTS: self.Subnets, RemoteTS: self.Subnets, Pass: true,
+	})
+}
+
+// matched are the children whose selectors go together: only those of one address
+// family do.
+func matched(all ...charon.Child) []charon.Child {
 	for i, c := range all {
 		all[i].LocalTS, all[i].RemoteTS = sameFamilies(c.LocalTS, c.RemoteTS), sameFamilies(c.RemoteTS, c.LocalTS)
 	}
@@ -125,42 +184,4 @@ func localPrefixes() []netip.Prefix {
 		}
 	}
 	return out
-}
-
-// probePort is the discard service's (RFC 863): nobody has to listen, since the
-// peer counts the bytes when it decrypts them.
-const probePort = 9
-
-// probeAddrs picks the ends of a probe that the selectors of one of the tunnel's
-// children match: an address of this node, and the first one of the peer's.
-func probeAddrs(self, peer wire.Endpoint, locals []netip.Prefix) (from netip.Addr, to netip.AddrPort, ok bool) {
-	for _, c := range children(self, peer) {
-		for _, remote := range c.RemoteTS {
-			first := remote.Addr()
-			if !remote.IsSingleIP() {
-				first = first.Next()
-			}
-			for _, l := range locals {
-				if l.Addr().Is4() == first.Is4() && slices.ContainsFunc(c.LocalTS, func(p netip.Prefix) bool { return p.Contains(l.Addr()) }) {
-					return l.Addr(), netip.AddrPortFrom(first, probePort), true
-				}
-			}
-		}
-	}
-	return from, to, false
-}
-
-// probe sends a few bytes through the tunnel. Errors do not matter: what counts
-// is what arrives.
-func probe(self, peer wire.Endpoint) {
-	from, to, ok := probeAddrs(self, peer, localPrefixes())
-	if !ok {
-		return
-	}
-	conn, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), net.UDPAddrFromAddrPort(to))
-	if err != nil {
-		return
-	}
-	defer conn.Close()
-	_, _ = conn.Write([]byte("bodkin"))
 }

@@ -61,6 +61,7 @@ func TestConnection(t *testing.T) {
 			{Name: "beijing.edge2-p2p", LocalTS: articleEdge1.Subnets, RemoteTS: articleEdge2.Subnets},
 			{Name: "beijing.edge2-p2n", LocalTS: articleEdge1.Subnets, RemoteTS: articleEdge2.NodeSubnets},
 			{Name: "beijing.edge2-n2p", LocalTS: articleEdge1.NodeSubnets, RemoteTS: articleEdge2.Subnets},
+			{Name: "beijing.edge2-check", LocalTS: articleEdge1.Subnets, RemoteTS: articleEdge2.Subnets, Protocol: 253},
 		},
 	}
 	punched := onLAN
@@ -91,7 +92,8 @@ func TestConnection(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := connection(tt.self, tt.peer, tt.plan, tt.role, tt.path, encapFor(tt.path, articleLAN))
+			peer := wire.Peer{Endpoint: tt.peer, Plan: tt.plan, Role: tt.role}
+			got := connection(tt.self, peer, tt.path, encapFor(tt.path, articleLAN))
 			if !reflect.DeepEqual(got, tt.want) {
 				t.Errorf("connection:\n got %+v\nwant %+v", got, tt.want)
 			}
@@ -99,7 +101,7 @@ func TestConnection(t *testing.T) {
 	}
 }
 
-func TestChildren(t *testing.T) {
+func TestCarriers(t *testing.T) {
 	self := func(subnets, nodes []netip.Prefix) wire.Endpoint {
 		return wire.Endpoint{Name: "a.self", Subnets: subnets, NodeSubnets: nodes}
 	}
@@ -128,7 +130,7 @@ func TestChildren(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var got []string
-			for _, c := range children(tt.self, tt.peer) {
+			for _, c := range carriers(tt.self, tt.peer) {
 				got = append(got, c.Name)
 				if len(c.LocalTS) == 0 || len(c.RemoteTS) == 0 {
 					t.Errorf("%s has no selectors: %+v", c.Name, c)
@@ -141,6 +143,61 @@ func TestChildren(t *testing.T) {
 				t.Errorf("children %v; want %v", got, tt.want)
 			}
 		})
+	}
+}
+
+// What a connection has beside FabEdge's children, and on which end.
+func TestChildrenOfRelay(t *testing.T) {
+	whole := prefixList("10.233.0.0/16")
+	to := func(e wire.Endpoint, plan wire.Plan, covers ...netip.Prefix) wire.Peer {
+		return wire.Peer{Endpoint: e, Plan: plan, Relay: covers}
+	}
+	twice := articleEdge1
+	twice.Subnets = prefixList("10.233.66.0/24", "10.233.166.0/24", "fd00:66::/64")
+	elsewhere := articleEdge1
+	elsewhere.Subnets = prefixList("10.9.0.0/24")
+	tests := []struct {
+		name string
+		self wire.Endpoint
+		peer wire.Peer
+		want []charon.Child
+	}{
+		{"edge to edge", articleEdge1, to(articleEdge2, wire.PlanICE, whole...), []charon.Child{
+			{Name: "beijing.edge2-check", LocalTS: articleEdge1.Subnets, RemoteTS: articleEdge2.Subnets, Protocol: 253}}},
+		{"edge to connector without a relay", articleEdge1, to(articleConnector, wire.PlanPublic), nil},
+		{"edge to connector", articleEdge1, to(articleConnector, wire.PlanPublic, whole...), []charon.Child{
+			{Name: "beijing.connector-relay", LocalTS: articleEdge1.Subnets, RemoteTS: whole},
+			{Name: "beijing.connector-own", LocalTS: articleEdge1.Subnets, RemoteTS: articleEdge1.Subnets, Pass: true}}},
+		{"edge with subnets of another family", twice, to(articleConnector, wire.PlanPublic, whole...), []charon.Child{
+			{Name: "beijing.connector-relay", LocalTS: twice.Subnets[:2], RemoteTS: whole},
+			{Name: "beijing.connector-own", LocalTS: twice.Subnets, RemoteTS: twice.Subnets, Pass: true}}},
+		{"edge outside the range", elsewhere, to(articleConnector, wire.PlanPublic, whole...), []charon.Child{
+			{Name: "beijing.connector-relay", LocalTS: elsewhere.Subnets, RemoteTS: whole}}},
+		{"connector to edge", articleConnector, to(articleEdge1, wire.PlanPublic, whole...), []charon.Child{
+			{Name: "beijing.edge1-relay", LocalTS: whole, RemoteTS: articleEdge1.Subnets}}},
+		{"connector to edge without a relay", articleConnector, to(articleEdge1, wire.PlanPublic), nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := children(tt.self, tt.peer)
+			if n := len(carriers(tt.self, tt.peer.Endpoint)); !reflect.DeepEqual(got[n:], append([]charon.Child{}, tt.want...)) {
+				t.Errorf("beside FabEdge's:\n got %+v\nwant %+v", got[n:], tt.want)
+			}
+		})
+	}
+}
+
+// Only what the relay carries, too, is told apart by a mark.
+func TestMarked(t *testing.T) {
+	mark := DirectMark{Value: 1, Mask: 3}
+	for _, c := range marked(children(articleEdge1, wire.Peer{Endpoint: articleEdge2, Plan: wire.PlanICE}), mark) {
+		want := charon.Mark{}
+		if c.Name == "beijing.edge2-p2p" {
+			want = charon.Mark(mark)
+		}
+		if c.MarkIn != want {
+			t.Errorf("%s has mark %s, want %s", c.Name, c.MarkIn, want)
+		}
 	}
 }
 
@@ -210,21 +267,21 @@ func TestProbeAddrs(t *testing.T) {
 		locals     []netip.Prefix
 		from, to   string // empty: no probe
 	}{
-		{"pod address first", articleEdge1, articleEdge2, prefixList("10.22.46.30/24", "10.233.66.1/24"), "10.233.66.1", "10.233.67.1:9"},
-		{"node address else", articleEdge1, articleEdge2, prefixList("127.0.0.1/8", "10.22.46.30/24"), "10.22.46.30", "10.233.67.1:9"},
+		{"pod address first", articleEdge1, articleEdge2, prefixList("10.22.46.30/24", "10.233.66.1/24"), "10.233.66.1", "10.233.67.1"},
+		{"node address else", articleEdge1, articleEdge2, prefixList("127.0.0.1/8", "10.22.46.30/24"), "10.22.46.30", "10.233.67.1"},
 		{"a single address is its own first", wire.Endpoint{Subnets: prefixList("10.1.0.1/32")}, wire.Endpoint{Subnets: prefixList("10.2.0.1/32")},
-			prefixList("10.1.0.1/32"), "10.1.0.1", "10.2.0.1:9"},
+			prefixList("10.1.0.1/32"), "10.1.0.1", "10.2.0.1"},
 		{"a node address that no child has", wire.Endpoint{Subnets: prefixList("10.1.0.0/24"), NodeSubnets: prefixList("192.168.1.2/32")},
 			wire.Endpoint{Subnets: prefixList("10.2.0.0/24"), NodeSubnets: prefixList("192.168.1.2/32")}, prefixList("192.168.1.2/24"), "", ""},
 		{"no address inside", articleEdge1, articleEdge2, prefixList("127.0.0.1/8", "192.168.9.9/24"), "", ""},
 		{"peer without subnets", articleEdge1, wire.Endpoint{}, articleLAN, "", ""},
-		{"the selectors of our family", articleEdge1, wire.Endpoint{Subnets: prefixList("fd02::/64", "10.233.67.0/24")}, prefixList("10.233.66.1/24"), "10.233.66.1", "10.233.67.1:9"},
+		{"the selectors of our family", articleEdge1, wire.Endpoint{Subnets: prefixList("fd02::/64", "10.233.67.0/24")}, prefixList("10.233.66.1/24"), "10.233.66.1", "10.233.67.1"},
 		{"families do not mix", articleEdge1, v6, prefixList("10.233.66.1/24"), "", ""},
-		{"IPv6", wire.Endpoint{Subnets: prefixList("fd01::/64")}, v6, prefixList("10.0.0.1/8", "fd01::1/64"), "fd01::1", "[fd02::1]:9"},
+		{"IPv6", wire.Endpoint{Subnets: prefixList("fd01::/64")}, v6, prefixList("10.0.0.1/8", "fd01::1/64"), "fd01::1", "fd02::1"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			from, to, ok := probeAddrs(tt.self, tt.peer, tt.locals)
+			from, to, ok := probeAddrs(carriers(tt.self, tt.peer), tt.locals)
 			if !ok {
 				if tt.from != "" {
 					t.Fatal("no probe")

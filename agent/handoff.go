@@ -45,7 +45,7 @@ func (r *run) establish(ctx context.Context, path wire.Path) error {
 		return err
 	}
 	seen := bytesIn(sas)
-	if self, peer := r.shared.id.endpoint, r.peer.Endpoint; !r.fresh && len(missing(sas, path, children(self, peer))) == 0 {
+	if !r.fresh && len(missing(sas, path, carriers(r.shared.id.endpoint, r.peer.Endpoint))) == 0 {
 		rctx, cancel := context.WithTimeout(ctx, reuseTimeout)
 		err := r.confirm(rctx, path, seen, nil)
 		cancel()
@@ -53,6 +53,8 @@ func (r *run) establish(ctx context.Context, path wire.Path) error {
 			return nil
 		}
 	}
+	r.stayRelayed(ctx)
+	defer r.unpin()
 	if err := r.load(ctx, path); err != nil {
 		return err
 	}
@@ -60,6 +62,9 @@ func (r *run) establish(ctx context.Context, path wire.Path) error {
 		// What did not prove itself has to go first: charon takes a second
 		// CHILD SA of the same selectors for a duplicate and does nothing.
 		r.destroy(ctx, sas, func(sa charon.SA) bool { return sameEnds(sa, path) })
+		if err := r.proved(ctx, path); err != nil {
+			return err
+		}
 		if err := r.initiate(ctx); err != nil {
 			return err
 		}
@@ -75,7 +80,39 @@ func (r *run) establish(ctx context.Context, path wire.Path) error {
 		return err
 	}
 	r.destroy(ctx, sas, func(sa charon.SA) bool { return !sameEnds(sa, path) || !usable(sa) })
+	r.endChecks(ctx, sas)
 	return nil
+}
+
+// proved lets the path of a new tunnel carry something nobody misses before it
+// takes over what the relay carries well.
+func (r *run) proved(ctx context.Context, path wire.Path) error {
+	checks := check(r.shared.id.endpoint, r.peer.Endpoint)
+	if !r.replacesRelay() || len(checks) == 0 {
+		return nil
+	}
+	initiate := func(ctx context.Context) error { return r.initiateAll(ctx, checks) }
+	if err := initiate(ctx); err != nil {
+		return err
+	}
+	return r.await(ctx, path, nil, checking, initiate)
+}
+
+// endChecks ends the CHILD SAs that the tunnel has no more use for.
+func (r *run) endChecks(ctx context.Context, sas []charon.SA) {
+	if r.peer.Role != wire.Controlling {
+		return
+	}
+	for _, sa := range sas {
+		for _, c := range sa.Children {
+			if !checking(sa, c) {
+				continue
+			}
+			if err := r.shared.vici.TerminateChild(ctx, c.ID); err != nil && !errors.Is(err, charon.ErrNotFound) {
+				r.log.Warn("check not ended", "child", c.Name, "err", err)
+			}
+		}
+	}
 }
 
 // dropHalfOpen ends what a failed handoff has begun. charon would repeat its
@@ -92,12 +129,17 @@ func (r *run) dropHalfOpen(ctx context.Context) {
 	if err != nil {
 		return // no charon, no SA
 	}
-	r.destroy(ctx, sas, func(sa charon.SA) bool { return !usable(sa) })
+	r.destroy(ctx, sas, func(sa charon.SA) bool { return !usable(sa) || checksOnly(sa) })
 }
 
-// initiate asks charon for all children of the connection.
+// initiate asks charon for the tunnel's children.
 func (r *run) initiate(ctx context.Context) error {
-	for _, c := range children(r.shared.id.endpoint, r.peer.Endpoint) {
+	self, peer := r.shared.id.endpoint, r.wanted()
+	return r.initiateAll(ctx, append(carriers(self, peer.Endpoint), relay(self, peer)...))
+}
+
+func (r *run) initiateAll(ctx context.Context, children []charon.Child) error {
+	for _, c := range children {
 		if err := r.shared.vici.Initiate(ctx, r.name, c.Name); err != nil {
 			return failf("charon would not initiate %s: %v", c.Name, err)
 		}
@@ -154,12 +196,22 @@ func (r *run) sas(ctx context.Context) ([]charon.SA, error) {
 
 func (r *run) load(ctx context.Context, path wire.Path) error {
 	encap := r.encap || encapFor(path, localPrefixes())
-	peer := r.peer.Endpoint
-	peer.PublicAddresses = routed(peer.PublicAddresses, r.hasRoute)
-	c := connection(r.shared.id.endpoint, peer, r.peer.Plan, r.peer.Role, path, encap)
-	c.CertPEM = r.shared.id.credentials.CertPEM
+	peer := r.wanted()
+	peer.Endpoint.PublicAddresses = routed(peer.Endpoint.PublicAddresses, r.hasRoute)
+	c := connection(r.shared.id.endpoint, peer, path, encap)
+	switch kernel := r.kernelESP(ctx); {
+	case kernel && peer.Plan != wire.PlanPublic && r.shared.relayWanted.Load():
+		c.Children = marked(c.Children, r.shared.directMark)
+	case !kernel:
+		var err error
+		if c.Children, err = spareOwn(c.Children); err != nil {
+			return failf("this node's own subnets would go into the relay: %v", err)
+		}
+	}
+	creds := r.shared.id.credentials().charon
+	c.CertPEM = creds.CertPEM
 	// charon may trust other authorities for other purposes.
-	c.CAPEMs = r.shared.id.credentials.CAPEMs
+	c.CAPEMs = creds.CAPEMs
 	if err := r.shared.charonReady.wait(ctx); err != nil {
 		return failf("charon is not reachable")
 	}
@@ -172,6 +224,13 @@ func (r *run) load(ctx context.Context, path wire.Path) error {
 			return failf("charon did not take the connection: %v", err)
 		}
 	}
+}
+
+// kernelESP reports whether ESP is done by the kernel. charon knows of no marks
+// where it does ESP itself, and a policy that demands one would match nothing.
+func (r *run) kernelESP(ctx context.Context) bool {
+	plugins, err := r.shared.vici.Plugins(ctx)
+	return err == nil && !slices.Contains(plugins, "kernel-libipsec")
 }
 
 // hasRoute reports whether this node can send to an address, as far as it knows.
@@ -191,17 +250,28 @@ func sameEnds(sa charon.SA, path wire.Path) bool {
 		(!path.Local.IsValid() || sa.Local.Addr() == path.Local.Addr())
 }
 
-// confirm waits until a CHILD SA on path has let in more bytes than seen says.
-// As long as charon has no SA it calls again every now and then (see
+// confirm waits until a CHILD SA of the tunnel on path has let in more bytes than
+// seen says. As long as charon has no SA it calls again every now and then (see
 // initiatesAfter).
 func (r *run) confirm(ctx context.Context, path wire.Path, seen map[charon.ChildID]uint64, again func(context.Context) error) error {
+	return r.await(ctx, path, seen, carrying, again)
+}
+
+// await is confirm for those CHILD SAs that which picks.
+func (r *run) await(ctx context.Context, path wire.Path, seen map[charon.ChildID]uint64, which func(charon.SA, charon.ChildSA) bool, again func(context.Context) error) error {
 	last := progress{}
 	initiated := time.Now()
 	probePause := confirmPoll // doubles while nothing comes: the peer may be long away
 	for {
+		poll := idlePoll
+		if again != nil { // a look at what stands leaves that to the run
+			if err := r.followRange(ctx); err != nil {
+				return err
+			}
+		}
 		sas, err := r.sas(ctx)
 		if err == nil {
-			last = measure(sas, path, seen)
+			last = measureOf(sas, path, seen, which)
 			if last.bytes {
 				return nil
 			}
@@ -212,12 +282,18 @@ func (r *run) confirm(ctx context.Context, path wire.Path, seen map[charon.Child
 					return err
 				}
 			}
+			if r.answerCheck(sas, path) {
+				poll = confirmPoll // it will not take long
+			}
 		}
-		poll := idlePoll
-		if len(sas) == 0 && r.peer.Role == wire.Controlling {
+		switch {
+		case len(sas) > 0:
+		case r.peer.Role == wire.Controlling:
 			poll = initiateAgain
+		case r.peer.Plan == wire.PlanPublic:
+			poll = relayPoll // the edge may be away for long, and charon tells when it comes
 		}
-		if last.installed {
+		if measure(sas, path, nil).installed {
 			probe(r.shared.id.endpoint, r.peer.Endpoint)
 			poll = probePause
 			probePause = min(2*probePause, idlePoll)
@@ -235,6 +311,21 @@ func (r *run) confirm(ctx context.Context, path wire.Path, seen map[charon.Child
 	}
 }
 
+// answerCheck does this side's part in a check, if one is on: the initiator
+// probes, and the other side answers what it gets, so that what comes back has
+// been through both directions.
+func (r *run) answerCheck(sas []charon.SA, path wire.Path) bool {
+	p := measureOf(sas, path, nil, checking)
+	if p.installed && (p.bytes || r.peer.Role == wire.Controlling) {
+		mark := uint32(0)
+		if len(r.pins) > 0 {
+			mark = r.shared.directMark.Value // past the pins
+		}
+		probeCheck(r.shared.id.endpoint, r.peer.Endpoint, mark)
+	}
+	return p.installed
+}
+
 // initiatesAfter is how long charon may be without any SA before this side
 // initiates, if it may at all.
 //
@@ -248,69 +339,6 @@ func initiatesAfter(role wire.Role, path wire.Path) (time.Duration, bool) {
 		return initiateAgain, true
 	}
 	return takeOver, path.Remote.IsValid()
-}
-
-// progress is how far a handoff has come.
-type progress struct {
-	ike, installed, bytes bool
-	// plain: the CHILD SA that lets nothing in is ESP without UDP.
-	plain bool
-}
-
-// missing are the children without an installed CHILD SA of their selectors on
-// path. A tunnel whose node has gained or lost a subnet since is not complete.
-func missing(sas []charon.SA, path wire.Path, want []charon.Child) []charon.Child {
-	return slices.DeleteFunc(slices.Clone(want), func(c charon.Child) bool {
-		return slices.ContainsFunc(sas, func(sa charon.SA) bool {
-			return usable(sa) && sameEnds(sa, path) && slices.ContainsFunc(sa.Children, func(is charon.ChildSA) bool {
-				return is.Name == c.Name && (is.State == charon.StateInstalled || is.State == charon.StateRekeying) &&
-					sameSelectors(is.LocalTS, c.LocalTS) && sameSelectors(is.RemoteTS, c.RemoteTS)
-			})
-		})
-	})
-}
-
-// sameSelectors compares sets: charon keeps no order.
-func sameSelectors(is []charon.Selector, want []netip.Prefix) bool {
-	return len(is) == len(want) && !slices.ContainsFunc(is, func(s charon.Selector) bool {
-		p, ok := s.Prefix()
-		return !ok || !slices.Contains(want, p)
-	})
-}
-
-// measure reads a handoff's progress off charon's SAs.
-func measure(sas []charon.SA, path wire.Path, seen map[charon.ChildID]uint64) progress {
-	var p progress
-	for _, sa := range sas {
-		if !usable(sa) || !sameEnds(sa, path) {
-			continue
-		}
-		p.ike = true
-		for _, c := range sa.Children {
-			if c.State != charon.StateInstalled && c.State != charon.StateRekeying {
-				continue
-			}
-			p.installed = true
-			p.plain = !c.Encap
-			p.bytes = p.bytes || c.BytesIn > seen[c.ID]
-		}
-	}
-	return p
-}
-
-// reason says what is missing, for a person.
-func (p progress) reason(role wire.Role) string {
-	switch {
-	case p.installed && p.plain:
-		return "the tunnel is installed, but no bytes came through it: something on the network drops ESP (IP protocol 50)"
-	case p.installed:
-		return "the tunnel is installed, but no bytes came through it: a firewall on the way, or no address inside the peer's subnets to probe from"
-	case p.ike:
-		return "IKE is established, but no CHILD SA: traffic selectors or ESP proposals differ (see charon's log)"
-	case role == wire.Controlling:
-		return "the path is open, but IKE got no answer on it: is charon running at the peer, and do both trust one CA (see charon's log)?"
-	}
-	return "the path is open, but the peer's charon did not initiate on it (see its log)"
 }
 
 // reassure sends the probes a peer may still need after we are content.

@@ -67,6 +67,10 @@ func TestMeasure(t *testing.T) {
 			progress{ike: true, installed: true, bytes: true}},
 		{"bytes of a CHILD SA being rekeyed", []charon.SA{sa(established, path1, child(1, charon.StateRekeying, 84, true))}, nil,
 			progress{ike: true, installed: true, bytes: true}},
+		{"bytes of a CHILD SA that has been rekeyed", []charon.SA{sa(established, path1, child(1, charon.StateRekeyed, 84, true))}, nil,
+			progress{ike: true, installed: true, bytes: true}},
+		{"a check", []charon.SA{sa(established, path1, charon.ChildSA{Name: checkChild, State: installed, BytesIn: 84, Encap: true})}, nil,
+			progress{ike: true}},
 		{"only bytes seen before", []charon.SA{sa(established, path1, child(1, installed, 84, true))},
 			map[charon.ChildID]uint64{1: 84}, progress{ike: true, installed: true}},
 		{"bytes of one of two", []charon.SA{sa(established, path1, child(1, installed, 84, true), child(2, installed, 0, true))}, nil,
@@ -148,6 +152,27 @@ func TestMissing(t *testing.T) {
 				t.Errorf("on another path: missing %v, want all", got)
 			}
 		})
+	}
+}
+
+// What a failed attempt has come no further with than a check is not a tunnel.
+func TestChecksOnly(t *testing.T) {
+	named := func(names ...string) (sa charon.SA) {
+		sa.Name = "b"
+		for _, n := range names {
+			sa.Children = append(sa.Children, charon.ChildSA{Name: n})
+		}
+		return sa
+	}
+	for _, tt := range []struct {
+		sa   charon.SA
+		want bool
+	}{
+		{named(), false}, {named("b-check"), true}, {named("b-check", "b-p2p"), false}, {named("b-p2p"), false}, {named("b-check", "b-check"), true},
+	} {
+		if got := checksOnly(tt.sa); got != tt.want {
+			t.Errorf("%+v: %v, want %v", tt.sa.Children, got, tt.want)
+		}
 	}
 }
 

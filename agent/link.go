@@ -18,24 +18,30 @@ import (
 
 // Timing of the link to the rendezvous.
 const (
-	// reconnectMin doubles up to reconnectMax, each with full jitter, so that
-	// a thousand agents do not come back at one moment.
-	reconnectMin = 500 * time.Millisecond
-	reconnectMax = 30 * time.Second
-	// linkSettled is how long a session must have lived for the next
-	// reconnect to start at reconnectMin again.
+	// The pause before a dial is drawn from the whole of [0, BackOff): an eighth
+	// of the outage so far, within these bounds. So a thousand agents that lost
+	// the rendezvous at one moment are back within an eighth of the time it was
+	// gone, and spread over all of that.
+	reconnectMin   = 500 * time.Millisecond
+	reconnectMax   = 30 * time.Second
+	reconnectShare = 8
+	// linkSettled is how long a session must have lived for the outage before
+	// it to be over: a rendezvous that dies again at each start is still away.
 	linkSettled = 30 * time.Second
 	dialTimeout = 10 * time.Second
 	// silenceTimeout: the rendezvous pings every 25 s; three missed pings are
-	// a dead path.
-	silenceTimeout   = 80 * time.Second
-	linkWriteTimeout = 10 * time.Second
+	// a dead path. To a node whose bytes somebody pays for it pings every two
+	// minutes.
+	silenceTimeout        = 80 * time.Second
+	meteredSilenceTimeout = 365 * time.Second
+	linkWriteTimeout      = 10 * time.Second
 	// closeTimeout is for the close frame when a session is ended from here; a
 	// connection that is stalled does not hold up the end for longer.
 	closeTimeout = time.Second
-	// linkOutbox bounds what waits for a stalled connection; a new session
-	// starts with everything that counts.
-	linkOutbox = 256
+	// linkOutbox bounds what waits for a stalled connection: above what a node
+	// with a thousand peers has to say at one moment. A new session starts with
+	// everything that counts.
+	linkOutbox = 2048
 )
 
 // linkEvent is what the link tells the daemon: exactly one field is set.
@@ -56,17 +62,47 @@ type linkUp struct {
 	restart func(why error)
 }
 
-// link keeps one session to the rendezvous, for as long as run runs.
+// link keeps one session to the rendezvous, for as long as run runs. check, redial
+// and bytes may be called from any goroutine.
 type link struct {
-	id     *identity
-	dial   func(ctx context.Context, network, addr string) (net.Conn, error)
-	log    *slog.Logger
-	events chan<- linkEvent
+	id      *identity
+	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
+	log     *slog.Logger
+	events  chan<- linkEvent
+	metered bool
+	// stunAnswers asks a STUN service over UDP, to tell a firewall from a
+	// rendezvous that is not there; nil never asks.
+	stunAnswers func(ctx context.Context, server netip.AddrPort) bool
+
+	checks, redials chan struct{} // of capacity 1
+	meter           linkMeter
+
+	// stun is the STUN service of the last session, run's own.
+	stun netip.AddrPort
+}
+
+func newLink(cfg Config, id *identity, log *slog.Logger, events chan<- linkEvent) *link {
+	return &link{
+		id: id, dial: outsideDialer(cfg.Mark, id.endpoint.Subnets).DialContext, log: log, events: events,
+		metered: cfg.Metered, stunAnswers: outsideSTUN(cfg.Mark, id.endpoint.Subnets), checks: make(chan struct{}, 1), redials: make(chan struct{}, 1),
+	}
+}
+
+// bytes is how many IP bytes all sessions have cost so far, in both directions.
+func (l *link) bytes() uint64 { return l.meter.bytes() }
+
+// BackOff is the longest pause before the next dial, after an outage of that
+// length so far.
+func BackOff(outage time.Duration, refused bool) time.Duration {
+	if refused {
+		return reconnectMax
+	}
+	return min(max(outage/reconnectShare, reconnectMin), reconnectMax)
 }
 
 // run dials, serves, and dials again until ctx is done.
 func (l *link) run(ctx context.Context) {
-	wait := reconnectMin
+	lost := time.Now()
 	for ctx.Err() == nil {
 		started := time.Now()
 		err := l.session(ctx)
@@ -74,20 +110,22 @@ func (l *link) run(ctx context.Context) {
 			return
 		}
 		l.emit(ctx, linkEvent{down: err})
-		if time.Since(started) > linkSettled {
-			wait = reconnectMin
+		now := time.Now()
+		if now.Sub(started) > linkSettled {
+			lost = now
 		}
-		var bye *byeError
-		if errors.As(err, &bye) && bye.final {
-			wait = reconnectMax
+		if errors.Is(err, errChecked) {
+			l.log.Warn("rendezvous not connected", "err", err)
+		} else {
+			var bye *byeError
+			pause := rand.N(BackOff(now.Sub(lost), errors.As(err, &bye) && bye.final))
+			l.log.Warn("rendezvous not connected", "err", err, "retry", pause.Round(time.Millisecond))
+			if !l.pause(ctx, pause) {
+				continue
+			}
 		}
-		pause := rand.N(wait)
-		l.log.Warn("rendezvous not connected", "err", err, "retry", pause.Round(time.Millisecond))
-		wait = min(2*wait, reconnectMax)
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-		}
+		// A network that changes all the time does not have us dial all the time.
+		sleep(ctx, time.Until(started.Add(reconnectMin)))
 	}
 }
 
@@ -106,15 +144,56 @@ type byeError struct {
 
 func (e *byeError) Error() string { return "rendezvous: " + e.reason }
 
+// connect dials once, unless the network changes meanwhile: packets of the dial may
+// leave from an address that is gone.
+func (l *link) connect(ctx context.Context) (*websocket.Conn, error) {
+	drain(l.checks)
+	drain(l.redials)
+	ctx, cancel := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		select {
+		case <-l.redials:
+			cancel(errChecked)
+		case <-ctx.Done():
+		}
+	})
+	defer watching.Wait()
+	defer cancel(nil)
+
+	var failed error // of TCP, not of what came after
+	dialer := websocket.Dialer{
+		NetDialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			var c net.Conn
+			if c, failed = l.dial(ctx, network, addr); failed != nil {
+				return nil, failed
+			}
+			return l.meter.watch(c), nil
+		},
+		TLSClientConfig: l.id.credentials().tls, HandshakeTimeout: dialTimeout,
+	}
+	conn, resp, err := dialer.DialContext(ctx, l.id.url, nil) //nolint:bodyclose // gorilla has read it
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errChecked):
+		if err == nil {
+			conn.Close()
+		}
+		return nil, cause
+	case err == nil:
+		return conn, nil
+	case failed != nil:
+		return nil, l.explain(ctx, failed)
+	case resp != nil:
+		return nil, fmt.Errorf("%s: %w (%s)", l.id.url, err, resp.Status)
+	}
+	return nil, fmt.Errorf("%s: %w", l.id.url, err)
+}
+
 // session dials once and serves until the connection ends.
 func (l *link) session(ctx context.Context) error {
-	dialer := websocket.Dialer{NetDialContext: l.dial, TLSClientConfig: l.id.tls, HandshakeTimeout: dialTimeout}
-	conn, resp, err := dialer.DialContext(ctx, l.id.url, nil) //nolint:bodyclose // gorilla has read it
+	conn, err := l.connect(ctx)
 	if err != nil {
-		if resp != nil {
-			return fmt.Errorf("%s: %w (%s)", l.id.url, err, resp.Status)
-		}
-		return fmt.Errorf("%s: %w", l.id.url, err)
+		return err
 	}
 	remote, ok := conn.RemoteAddr().(*net.TCPAddr)
 	if !ok {
@@ -138,6 +217,8 @@ func (l *link) session(ctx context.Context) error {
 			conn.Close() // a write under way does not see ctx end
 		}
 	})
+	heard := make(chan struct{}, 1)
+	wg.Go(func() { l.guard(ctx, conn, heard, cancel) })
 	defer wg.Wait()
 	defer cancel(nil)
 
@@ -153,7 +234,7 @@ func (l *link) session(ctx context.Context) error {
 			cancel(errors.New("the connection to the rendezvous is stalled"))
 		}
 	}
-	err = l.read(ctx, conn, linkUp{server: remote.AddrPort().Addr().Unmap(), send: send, restart: cancel})
+	err = l.read(ctx, conn, heard, linkUp{server: remote.AddrPort().Addr().Unmap(), send: send, restart: cancel})
 	if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
 		return cause
 	}
@@ -179,13 +260,27 @@ func (l *link) write(ctx context.Context, conn *websocket.Conn, out <-chan []byt
 }
 
 // read is the only reader.
-func (l *link) read(ctx context.Context, conn *websocket.Conn, up linkUp) error {
+func (l *link) read(ctx context.Context, conn *websocket.Conn, heard chan<- struct{}, up linkUp) error {
 	conn.SetReadLimit(wire.MaxFrame)
-	alive := func() { _ = conn.SetReadDeadline(time.Now().Add(silenceTimeout)) }
+	silence := silenceTimeout
+	if l.metered {
+		silence = meteredSilenceTimeout
+	}
+	alive := func() {
+		_ = conn.SetReadDeadline(time.Now().Add(silence))
+		select {
+		case heard <- struct{}{}:
+		default:
+		}
+	}
 	alive()
 	conn.SetPingHandler(func(data string) error {
 		alive()
 		return conn.WriteControl(websocket.PongMessage, []byte(data), time.Now().Add(linkWriteTimeout))
+	})
+	conn.SetPongHandler(func(string) error {
+		alive()
+		return nil
 	})
 	for {
 		_, b, err := conn.ReadMessage()
@@ -205,6 +300,9 @@ func (l *link) read(ctx context.Context, conn *websocket.Conn, up linkUp) error 
 				return errors.New("rendezvous: a second welcome")
 			}
 			up.welcome = m
+			if len(m.STUNPorts) > 0 {
+				l.stun = netip.AddrPortFrom(up.server, m.STUNPorts[0])
+			}
 			l.emit(ctx, linkEvent{up: &up})
 		default:
 			if up.welcome == nil {

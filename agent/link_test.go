@@ -60,7 +60,7 @@ func linkIdentity(t *testing.T, url string) (*identity, *tls.Config) {
 	pool.AppendCertsFromPEM(ca)
 	now := time.Now()
 	clock := func() time.Time { return now }
-	id.tls.Time = clock
+	id.credentials().tls.Time = clock
 	return id, &tls.Config{
 		Certificates: []tls.Certificate{pair}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert,
 		Time: clock,
@@ -73,11 +73,15 @@ func linkIdentity(t *testing.T, url string) (*identity, *tls.Config) {
 // startLink runs a link; stop ends it and waits.
 func startLink(t *testing.T, id *identity, dial func(context.Context, string, string) (net.Conn, error)) (events <-chan linkEvent, stop func()) {
 	ch := make(chan linkEvent)
+	return ch, runLink(t, &link{id: id, dial: dial, log: discardLog, events: ch})
+}
+
+// runLink runs a link; the function it returns ends it and waits.
+func runLink(t *testing.T, l *link) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
-	l := &link{id: id, dial: dial, log: discardLog, events: ch}
 	running.Go(func() { l.run(ctx) })
-	return ch, func() { cancel(); running.Wait() }
+	return func() { cancel(); running.Wait() }
 }
 
 // A session as it should be, over TCP: welcome, both directions, a rendezvous
@@ -179,7 +183,29 @@ func TestLinkSilence(t *testing.T) {
 	})
 }
 
-// The pause doubles to its cap, with jitter, and a session that lived long
+func TestBackOff(t *testing.T) {
+	tests := []struct {
+		outage  time.Duration
+		refused bool
+		want    time.Duration
+	}{
+		{0, false, reconnectMin},
+		{4 * time.Second, false, 500 * time.Millisecond},
+		{8 * time.Second, false, time.Second},
+		{20 * time.Second, false, 2500 * time.Millisecond},
+		{4 * time.Minute, false, 30 * time.Second},
+		{24 * time.Hour, false, reconnectMax},
+		{0, true, reconnectMax},
+		{-time.Second, false, reconnectMin},
+	}
+	for _, tt := range tests {
+		if got := BackOff(tt.outage, tt.refused); got != tt.want {
+			t.Errorf("BackOff(%v, %v) = %v; want %v", tt.outage, tt.refused, got, tt.want)
+		}
+	}
+}
+
+// The pause grows with the outage, with jitter, and a session that lived long
 // starts it over.
 func TestLinkBackOff(t *testing.T) {
 	inBubble(t, func(t *testing.T, l *memoryListener, r *fakeRendezvous, events <-chan linkEvent, _ func()) {
@@ -188,23 +214,21 @@ func TestLinkBackOff(t *testing.T) {
 		dialled := make(chan time.Time, 1)
 		l.refuse = func() error { dialled <- time.Now(); return errors.New("refused") }
 		conn.Close()
-		limit, total := reconnectMin, time.Duration(0)
-		for i := range 20 {
+		lost, last := time.Now(), time.Duration(0)
+		const outage = 10 * time.Minute
+		for time.Since(lost) < outage {
 			if e := <-events; e.down == nil {
 				t.Fatalf("event %+v; want down", e)
 			}
 			down := time.Now()
-			pause := (<-dialled).Sub(down)
-			if pause > limit {
-				t.Errorf("retry %d after %v; want at most %v", i, pause, limit)
+			last = (<-dialled).Sub(down)
+			if limit := BackOff(down.Sub(lost), false) + goodbye; last > limit {
+				t.Errorf("retry after %v, %v into the outage; want at most %v", last, down.Sub(lost), limit)
 			}
-			total += pause
-			limit = min(2*limit, reconnectMax)
 		}
-		// Twenty draws below 30 s that come to less than a minute would be
-		// no back-off at all.
-		if total < time.Minute {
-			t.Errorf("20 retries within %v: the back-off does not grow", total)
+		// What doubles or draws from half the range would come to less.
+		if last == 0 {
+			t.Error("no pause after ten minutes")
 		}
 		l.refuse = func() error { return nil }
 		<-events // the last refusal
@@ -219,6 +243,25 @@ func TestLinkBackOff(t *testing.T) {
 		}
 		conn.Close()
 		<-events
+	})
+}
+
+// A rendezvous that dies again at each start is still away.
+func TestLinkShortSessionsAreNoEndOfTheOutage(t *testing.T) {
+	inBubble(t, func(t *testing.T, _ *memoryListener, r *fakeRendezvous, events <-chan linkEvent, _ func()) {
+		var longest time.Duration
+		for began := time.Now(); time.Since(began) < time.Hour; {
+			conn, _ := opened(t, r, events)
+			conn.Close()
+			<-events
+			down := time.Now()
+			next := <-r.sessions
+			longest = max(longest, time.Since(down))
+			r.sessions <- next
+		}
+		if longest < 10*reconnectMin || longest > reconnectMax {
+			t.Errorf("the longest pause of an hour of short sessions is %v; want more than %v and at most %v", longest, 10*reconnectMin, reconnectMax)
+		}
 	})
 }
 

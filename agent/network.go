@@ -18,26 +18,46 @@ const (
 	// keepaliveShare of a mapping's proven lifetime passes at most between two
 	// packets of ours: the rest is for one that is late.
 	keepaliveShare = 2. / 3
+	// meteredInterval is between checks of an idle path on a node whose bytes are
+	// paid for, and meteredShare what takes keepaliveShare's place there. With
+	// traffic a dead path is noticed all the same.
+	meteredInterval = 5 * time.Minute
+	meteredShare    = 0.8
 	// keepaliveMin bounds what a short lifetime may cost: at 10 s an exchange
 	// of 200 bytes comes to 72 kB an hour.
 	keepaliveMin = 10 * time.Second
+	// poolingWithin is how soon three changes of the mapping are taken for the habit
+	// of a NAT with several addresses (RFC 4787 section 4.1, "arbitrary" pooling),
+	// which says nothing of other mappings. Such a NAT shows at each look: it is
+	// above two times observeInterval with its jitter.
+	poolingWithin = 3 * time.Minute
 )
 
 // keepalive shortens an interval to what keeps a mapping of that lifetime alive;
 // 0 is not known.
 func keepalive(interval, lifetime time.Duration) time.Duration {
+	return keepaliveWithin(interval, lifetime, keepaliveShare)
+}
+
+func keepaliveWithin(interval, lifetime time.Duration, share float64) time.Duration {
 	if lifetime <= 0 {
 		return interval
 	}
-	return min(interval, max(keepaliveMin, time.Duration(keepaliveShare*float64(lifetime))))
+	return min(interval, max(keepaliveMin, time.Duration(share*float64(lifetime))))
 }
 
 // consentFor is how a path is watched behind NATs whose mappings live at least
-// as long as the two were seen to.
-func consentFor(local, remote wire.NAT) punch.Consent {
+// as long as the two were seen to. If either end is metered it is watched as
+// seldom as that permits, for each check costs both; where nothing was seen,
+// charon's keepalives hold the mapping.
+func consentFor(local, remote wire.NAT, metered bool) punch.Consent {
 	c := punch.DefaultConsent()
+	share := keepaliveShare
+	if metered {
+		c.Interval, share = meteredInterval, meteredShare
+	}
 	for _, n := range []wire.NAT{local, remote} {
-		c.Interval = keepalive(c.Interval, time.Duration(n.LifetimeSeconds)*time.Second)
+		c.Interval = keepaliveWithin(c.Interval, time.Duration(n.LifetimeSeconds)*time.Second, share)
 	}
 	return c
 }
@@ -135,17 +155,19 @@ type networkSeen struct {
 }
 
 // networkEvent keeps what was found and tells the rendezvous once it is whole.
-func (d *Daemon) networkEvent(seen networkSeen) {
+func (d *Daemon) networkEvent(ctx context.Context, seen networkSeen) {
 	before := d.net[seen.family]
 	d.net[seen.family] = seen.network
-	if at := seen.mapped.Addr(); at.IsValid() {
-		d.sessionSeen(at)
-		old := d.publicAt[seen.family]
-		d.publicAt[seen.family] = at
-		if old.IsValid() && old != at {
-			// What was punched or mapped at the old address is probably dead.
-			d.hurryRuns()
-			d.lookAgain()
+	if at := seen.mapped; at.IsValid() {
+		now := time.Now()
+		changes := &d.remapped[seen.family]
+		pooling := now.Sub(changes[1]) < poolingWithin
+		d.sessionSeen(at.Addr(), pooling)
+		old := d.mappedAt[seen.family]
+		d.mappedAt[seen.family] = at
+		if anotherMapping(old, at, before.nat.Mapping) {
+			changes[0], changes[1] = now, changes[0]
+			d.addressChanged(ctx, now, seen.family, pooling)
 		}
 	}
 	d.logNetwork(before, seen)
@@ -153,6 +175,13 @@ func (d *Daemon) networkEvent(seen networkSeen) {
 		d.localNAT.Store(&nat)
 		d.tellNetwork()
 	}
+}
+
+// anotherMapping tells whether what went through the old mapping of the shared
+// port is probably dead. Another port of the same address says so only where the
+// NAT gives one for all destinations.
+func anotherMapping(old, now netip.AddrPort, mapping wire.Behaviour) bool {
+	return old.IsValid() && (old.Addr() != now.Addr() || old.Port() != now.Port() && mapping == wire.EndpointIndependent)
 }
 
 // logNetwork says what was found. Another port alone is no news: some NATs give
@@ -182,12 +211,16 @@ func (d *Daemon) logNetwork(before network, seen networkSeen) {
 
 // sessionSeen notes where the session's node was observed. Another address in
 // the session's family means that its TCP connection came from the old one and
-// is dead; TCP itself would take minutes to say so.
-func (d *Daemon) sessionSeen(a netip.Addr) {
+// is dead, unless the NAT is pooling; TCP itself would take minutes to say so.
+func (d *Daemon) sessionSeen(a netip.Addr, pooling bool) {
 	if d.link == nil || a.Is4() != d.link.server.Is4() {
 		return
 	}
-	if old := d.sessionAddr; old.IsValid() && old != a {
+	switch old := d.sessionAddr; {
+	case !old.IsValid() || old == a:
+	case pooling:
+		d.signalling.check()
+	default:
 		d.log.Warn("observed at another address: starting a new session", "old", old, "new", a)
 		d.link.restart(fmt.Errorf("the public address changed from %s to %s", old, a))
 	}
@@ -197,10 +230,7 @@ func (d *Daemon) sessionSeen(a netip.Addr) {
 // hurryRuns makes all runs check their paths now.
 func (d *Daemon) hurryRuns() {
 	for _, r := range d.runs {
-		select {
-		case r.hurry <- struct{}{}:
-		default:
-		}
+		signal(r.hurry)
 	}
 }
 

@@ -33,20 +33,27 @@ func TestKeepalive(t *testing.T) {
 	}
 }
 
-// The side whose mappings live shorter decides.
+// The side whose mappings live shorter decides. A metered node goes nearer to
+// what its NAT permits.
 func TestConsentFor(t *testing.T) {
 	short, long := wire.NAT{LifetimeSeconds: 24}, wire.NAT{LifetimeSeconds: 300}
 	for _, tt := range []struct {
 		local, remote wire.NAT
+		metered       bool
 		want          time.Duration
 	}{
-		{wire.NAT{}, wire.NAT{}, punch.DefaultConsent().Interval},
-		{long, wire.NAT{}, punch.DefaultConsent().Interval},
-		{short, long, 16 * time.Second},
-		{long, short, 16 * time.Second},
+		{wire.NAT{}, wire.NAT{}, false, punch.DefaultConsent().Interval},
+		{long, wire.NAT{}, false, punch.DefaultConsent().Interval},
+		{short, long, false, 16 * time.Second},
+		{long, short, false, 16 * time.Second},
+		{wire.NAT{}, wire.NAT{}, true, meteredInterval},
+		{long, long, true, 240 * time.Second},
+		{wire.NAT{LifetimeSeconds: 50}, long, true, 40 * time.Second},
+		{wire.NAT{LifetimeSeconds: 12}, long, true, keepaliveMin},
 	} {
-		if got := consentFor(tt.local, tt.remote).Interval; got != tt.want {
-			t.Errorf("lifetimes %d and %d s: consent every %v; want %v", tt.local.LifetimeSeconds, tt.remote.LifetimeSeconds, got, tt.want)
+		if got := consentFor(tt.local, tt.remote, tt.metered).Interval; got != tt.want {
+			t.Errorf("lifetimes %d and %d s, metered %v: consent every %v; want %v",
+				tt.local.LifetimeSeconds, tt.remote.LifetimeSeconds, tt.metered, got, tt.want)
 		}
 	}
 }
@@ -134,7 +141,7 @@ func TestNetworkEventRestartsSession(t *testing.T) {
 			// What an earlier session was seen at is no reason.
 			d.net[ipv4] = seenAt("203.0.113.99:4500")
 			for _, n := range tt.events {
-				d.networkEvent(n)
+				d.networkEvent(t.Context(), n)
 			}
 			if (why != nil) != tt.want {
 				t.Errorf("restarted for %v; want a restart: %v", why, tt.want)
@@ -143,6 +150,40 @@ func TestNetworkEventRestartsSession(t *testing.T) {
 				t.Errorf("restarted for %q; want both addresses named", why)
 			}
 		})
+	}
+}
+
+// A NAT whose address changes at each look has several. Its first changes may be
+// what they seem to be; for later ones nothing is ended unchecked.
+func TestNetworkEventPooling(t *testing.T) {
+	d := netDaemon(t)
+	d.signalling = &link{checks: make(chan struct{}, 1)}
+	restarts := 0
+	d.link.restart = func(error) { restarts++ }
+	public := newTunnel(publicPeer, "store", t0)
+	public.run, public.standing, public.monitored = 1, true, true
+	public.path = wire.Path{Kind: wire.PathPublic, Remote: netip.MustParseAddrPort("203.0.113.1:4500")}
+	d.tunnels[public.name()] = public
+	hurry := make(chan struct{}, 1)
+	ended := make(chan struct{})
+	close(ended)
+	d.runs[public.name()] = &running{run: &run{hurry: hurry}, cancel: func() {}, done: ended}
+	d.remapped[ipv4] = [2]time.Time{time.Now(), time.Now()}
+	for i, addr := range []string{"203.0.113.7:4500", "203.0.113.8:4500", "203.0.113.7:4500"} {
+		d.networkEvent(t.Context(), networkSeen{network: seenAt(addr)})
+		if got := len(hurry) > 0; got != (i > 0) {
+			t.Errorf("%s: path checked: %v", addr, got)
+		}
+		if got := len(d.signalling.checks) > 0; got != (i > 0) {
+			t.Errorf("%s: session checked: %v", addr, got)
+		}
+		for len(hurry)+len(d.signalling.checks) > 0 {
+			drain(hurry)
+			drain(d.signalling.checks)
+		}
+	}
+	if restarts > 0 || public.doubt {
+		t.Errorf("%d sessions ended, the connector's tunnel doubted: %v; want none", restarts, public.doubt)
 	}
 }
 
@@ -166,7 +207,7 @@ func TestNetworkEventHurriesRuns(t *testing.T) {
 		hurry := make(chan struct{}, 1)
 		d.runs["a.peer"] = &running{run: &run{hurry: hurry}}
 		for _, n := range tc.seen {
-			d.networkEvent(networkSeen{network: n})
+			d.networkEvent(t.Context(), networkSeen{network: n})
 		}
 		if got := len(hurry) > 0; got != tc.want {
 			t.Errorf("%s: checks its paths: %v; want %v", name, got, tc.want)
@@ -256,20 +297,20 @@ func TestNetworkEventTells(t *testing.T) {
 	mapping := portmap.Mapping{Protocol: "PCP", Outside: netip.MustParseAddrPort("203.0.113.7:4500")}
 	candidate := []wire.Candidate{{Kind: wire.Mapped, Addr: mapping.Outside}}
 
-	d.networkEvent(seen)
+	d.networkEvent(t.Context(), seen)
 	told("mapped address alone")
 	seen.nat, seen.discovered = nat, true
-	d.networkEvent(seen)
+	d.networkEvent(t.Context(), seen)
 	told("NAT", &wire.Network{NAT: nat})
 	seen.mapped = netip.AddrPortFrom(seen.mapped.Addr(), 50000)
-	d.networkEvent(seen)
+	d.networkEvent(t.Context(), seen)
 	told("another port")
 	d.mappingEvent(mapping)
 	told("port mapping", &wire.Network{NAT: nat, Candidates: candidate})
 	d.mappingEvent(mapping)
 	told("the same again")
 	nat.LifetimeSeconds, seen.nat.LifetimeSeconds = 50, 50
-	d.networkEvent(seen)
+	d.networkEvent(t.Context(), seen)
 	told("lifetime", &wire.Network{NAT: nat, Candidates: candidate})
 	d.mappingEvent(portmap.Mapping{})
 	told("port mapping lost", &wire.Network{NAT: nat})
@@ -281,6 +322,6 @@ func TestNetworkEventTells(t *testing.T) {
 	d.told = nil
 	d.mappingEvent(mapping)
 	told("port mapping before a look at the network")
-	d.networkEvent(seen)
+	d.networkEvent(t.Context(), seen)
 	told("the look", &wire.Network{NAT: nat, Candidates: candidate})
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/bodkin-net/bodkin/agent/charon"
 )
@@ -22,11 +23,22 @@ const stateFile = "agent.json"
 // A name is written to the file before it is loaded, so a crash cannot leave a
 // connection that nobody claims; everything else in charon belongs to somebody
 // else and is never touched.
+//
+// A file that cannot be written keeps nobody from having a tunnel: what is
+// certain then weighs more than what an agent that crashed as well would not
+// find.
 type owned struct {
 	path string
 
+	// mu is never held while the disk works; writing is, one write at a time.
 	mu    sync.Mutex
-	state ownedState
+	state ownedState // its map is replaced, never changed
+	// version counts the changes of state, written is the one in the file, and
+	// unwritten why that is not the present one.
+	version, written uint64
+	unwritten        error
+
+	writing sync.Mutex
 }
 
 type ownedState struct {
@@ -88,7 +100,8 @@ type connectionLister interface {
 // from somebody else.
 func (o *owned) claim(ctx context.Context, vici connectionLister, name, storeID string) error {
 	if o.has(name) {
-		return o.set(name, storeID)
+		o.set(name, storeID)
+		return nil
 	}
 	conns, err := vici.Connections(ctx)
 	if err != nil {
@@ -97,32 +110,79 @@ func (o *owned) claim(ctx context.Context, vici connectionLister, name, storeID 
 	if slices.ContainsFunc(conns, func(c charon.ConnectionInfo) bool { return c.Name == name }) {
 		return failf("charon already has a connection %s that Bodkin did not load: remove or rename it", name)
 	}
-	return o.set(name, storeID)
+	o.set(name, storeID)
+	return nil
 }
 
 // set records name with the store that asked for it.
-func (o *owned) set(name, storeID string) error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if old, ok := o.state.StoreIDs[name]; ok && old == storeID {
-		return nil
-	}
-	ids := maps.Clone(o.state.StoreIDs)
-	ids[name] = storeID
-	return o.save(ownedState{StoreIDs: ids})
+func (o *owned) set(name, storeID string) {
+	o.change(func(ids map[string]string) { ids[name] = storeID })
+}
+
+// asked records that a store asks for those of names that are ours.
+func (o *owned) asked(names []string, storeID string) {
+	o.change(func(ids map[string]string) {
+		for _, name := range names {
+			if _, ours := ids[name]; ours {
+				ids[name] = storeID
+			}
+		}
+	})
 }
 
 // drop forgets name, after charon has.
-func (o *owned) drop(name string) error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	ids := maps.Clone(o.state.StoreIDs)
-	delete(ids, name)
-	return o.save(ownedState{StoreIDs: ids})
+func (o *owned) drop(name string) {
+	o.change(func(ids map[string]string) { delete(ids, name) })
 }
 
-// save replaces the file in one step, also across a power cut. What could not
-// be written does not count.
+// change is in the file when it returns, if that can be.
+func (o *owned) change(f func(ids map[string]string)) {
+	o.mu.Lock()
+	ids := maps.Clone(o.state.StoreIDs)
+	f(ids)
+	changed := !maps.Equal(ids, o.state.StoreIDs)
+	if changed {
+		o.state.StoreIDs = ids
+		o.version++
+	}
+	o.mu.Unlock()
+	if changed {
+		o.write()
+	}
+}
+
+// write brings the file up to date, unless another's write has done so meanwhile.
+func (o *owned) write() {
+	o.writing.Lock()
+	defer o.writing.Unlock()
+	o.mu.Lock()
+	state, version, done := o.state, o.version, o.written == o.version
+	o.mu.Unlock()
+	if done {
+		return
+	}
+	err := o.save(state)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.unwritten = err; err == nil {
+		o.written = version
+	}
+}
+
+// retry writes what could not be written, and returns why it still cannot.
+func (o *owned) retry() error {
+	o.write()
+	return o.problem()
+}
+
+// problem is why the file lacks something, nil if it does not.
+func (o *owned) problem() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.unwritten
+}
+
+// save replaces the file in one step, also across a power cut.
 func (o *owned) save(state ownedState) error {
 	b, err := json.MarshalIndent(state, "", "  ")
 	if err != nil {
@@ -130,12 +190,11 @@ func (o *owned) save(state ownedState) error {
 	}
 	tmp := o.path + ".new"
 	if err := writeSynced(tmp, b); err != nil {
-		return failf("stateDir: %v", err)
+		return fmt.Errorf("stateDir: %w", err)
 	}
 	if err := os.Rename(tmp, o.path); err != nil {
-		return failf("stateDir: %v", err)
+		return fmt.Errorf("stateDir: %w", err)
 	}
-	o.state = state
 	return nil
 }
 
@@ -148,4 +207,26 @@ func writeSynced(path string, b []byte) error {
 	}
 	_, err = f.Write(b)
 	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// stateRetryInterval is between tries of a state directory that takes no file: a
+// disk that is full stays so for a while.
+const stateRetryInterval = 5 * time.Second
+
+// keepState writes the list of our connections again if that has failed, and
+// says so once.
+func (d *Daemon) keepState(now time.Time) {
+	err := d.owned.problem()
+	switch {
+	case err == nil && d.stateRetry.IsZero(), err != nil && now.Before(d.stateRetry):
+		return
+	case err != nil && d.stateRetry.IsZero():
+		d.log.Error("state not written; tunnels work, and writing is tried again", "err", err)
+	}
+	if err = d.owned.retry(); err == nil {
+		d.log.Info("state written")
+		d.stateRetry = time.Time{}
+		return
+	}
+	d.stateRetry = now.Add(stateRetryInterval)
 }

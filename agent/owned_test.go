@@ -2,11 +2,12 @@ package agent
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/bodkin-net/bodkin/agent/charon"
@@ -47,9 +48,7 @@ func TestOwnedSurvivesReopening(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := o.set("beijing.edge3", "store2"); err != nil {
-		t.Fatal(err)
-	}
+	o.set("beijing.edge3", "store2")
 	o = mustOpenOwned(t, dir)
 	if got, want := o.names(), []string{"beijing.edge2", "beijing.edge3"}; !slices.Equal(got, want) {
 		t.Errorf("after reopening: %v; want %v", got, want)
@@ -57,9 +56,7 @@ func TestOwnedSurvivesReopening(t *testing.T) {
 	if got := [2]string{o.storeID("beijing.edge2"), o.storeID("beijing.edge3")}; got != [2]string{"store1", "store2"} {
 		t.Errorf("stores %v; want store1, store2", got)
 	}
-	if err := o.drop("beijing.edge2"); err != nil {
-		t.Fatal(err)
-	}
+	o.drop("beijing.edge2")
 	o = mustOpenOwned(t, dir)
 	if got, want := o.names(), []string{"beijing.edge3"}; !slices.Equal(got, want) {
 		t.Errorf("after a drop: %v; want %v", got, want)
@@ -103,19 +100,55 @@ func TestOwnedDamaged(t *testing.T) {
 	}
 }
 
-// A file that cannot be written keeps a connection from being loaded.
+// Whoever has made a name its own finds it in the file, however many do so at once.
+func TestOwnedTogether(t *testing.T) {
+	dir := t.TempDir()
+	o := mustOpenOwned(t, dir)
+	var claiming sync.WaitGroup
+	for i := range 20 {
+		claiming.Go(func() {
+			name := fmt.Sprintf("beijing.edge%d", i)
+			if err := o.claim(t.Context(), loaded{}, name, "old"); err != nil {
+				t.Error(err)
+			}
+			if again, err := openOwned(dir); err != nil || !again.has(name) {
+				t.Errorf("%s is not in the file (%v)", name, err)
+			}
+		})
+	}
+	claiming.Wait()
+	o.asked([]string{"beijing.edge1", "beijing.stranger"}, "new")
+	again := mustOpenOwned(t, dir)
+	if names := again.names(); len(names) != 20 || again.storeID("beijing.edge1") != "new" || again.storeID("beijing.edge2") != "old" {
+		t.Errorf("%d connections, stores %q and %q; want 20, the first asked for by the new one",
+			len(names), again.storeID("beijing.edge1"), again.storeID("beijing.edge2"))
+	}
+}
+
+// A file that cannot be written keeps nobody from having a tunnel; it is written
+// when it can be.
 func TestOwnedNotWritable(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	o := mustOpenOwned(t, dir)
 	if err := os.Remove(dir); err != nil {
 		t.Fatal(err)
 	}
-	err := o.claim(t.Context(), loaded{}, "beijing.edge2", "store")
-	var f *failure
-	if !errors.As(err, &f) || !strings.Contains(err.Error(), dir) {
-		t.Errorf("claim: %v; want a failure naming %s", err, dir)
+	if err := o.claim(t.Context(), loaded{}, "beijing.edge2", "store"); err != nil {
+		t.Errorf("claim: %v; want it ours all the same", err)
 	}
-	if o.has("beijing.edge2") {
-		t.Error("a connection that is not in the file is ours")
+	if err := o.problem(); err == nil || !strings.Contains(err.Error(), dir) {
+		t.Errorf("problem: %v; want one naming %s", err, dir)
+	}
+	if err := o.retry(); err == nil {
+		t.Error("written although the directory is not there")
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.retry(); err != nil || o.problem() != nil {
+		t.Errorf("retry: %v, problem %v; want neither", err, o.problem())
+	}
+	if o = mustOpenOwned(t, dir); !o.has("beijing.edge2") {
+		t.Error("what was kept is not in the file")
 	}
 }

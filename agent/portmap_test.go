@@ -33,3 +33,15 @@ func TestNoPortMapping(t *testing.T) {
 		p.stop()
 	}
 }
+
+// However many paths seem to have died, the router is not asked each time.
+func TestPortMappingLooks(t *testing.T) {
+	p := &portMapping{look: make(chan struct{}, 1)}
+	for i := range 3 {
+		p.lookAgain()
+		if got := len(p.look) > 0; got != (i == 0) {
+			t.Errorf("look %d: router asked: %v", i, got)
+		}
+		drain(p.look)
+	}
+}

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/bodkin-net/bodkin/punch"
@@ -44,6 +43,7 @@ func (r *run) punched(ctx context.Context) (direct bool, err error) {
 	}
 	session, err := r.shared.port.NewSession(punch.SessionConfig{
 		Role: punchRole(r.peer.Role), Log: r.log, Forbidden: r.forbidden,
+		Leaves: leaves(r.shared.mark, r.shared.port.Local()), Count: r.meter.packet,
 		Local:  punch.Credentials(r.order.Local),
 		Remote: punch.Credentials(r.order.Remote), Remotes: r.candidates(r.order.Candidates),
 	})
@@ -241,44 +241,6 @@ func (r *run) establishUnless(ctx context.Context, path wire.Path, paths <-chan 
 			return nil, err
 		}
 	}
-}
-
-// monitor watches the path until it is lost or ICE moves to another.
-func (r *run) monitor(ctx context.Context, session *punch.Session, path wire.Path) (*wire.Path, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	done := make(chan error, 1)
-	go func() { done <- r.watch(ctx, session, path) }()
-	for {
-		select {
-		case p := <-session.Paths():
-			if better := wirePath(p); better.Remote != path.Remote || better.Local != path.Local {
-				cancel()
-				<-done //nolint:errcheck // it ended because it was told to
-				return &better, nil
-			}
-		case <-r.trickle: // the path is chosen
-		case <-r.hurry:
-			session.CheckNow()
-		case err := <-done:
-			return nil, failf("the path to %s went silent: %v", path.Remote, err)
-		}
-	}
-}
-
-// watch returns when neither the peer's agent nor its charon is heard on path
-// any more. An agent that is away leaves a tunnel that works.
-func (r *run) watch(ctx context.Context, session *punch.Session, path wire.Path) error {
-	lost := session.Monitor(ctx, consentFor(r.natHere(), r.order.RemoteNAT))
-	for said := false; errors.Is(lost, punch.ErrConsentLost) && r.carries(ctx, path); said = true {
-		if !said {
-			r.log.Info("the peer's agent does not answer, but its charon does: the tunnel stays")
-		}
-		if r.wait(ctx, carriesInterval) != nil {
-			return ctx.Err()
-		}
-	}
-	return lost
 }
 
 func punchRole(role wire.Role) punch.Role {

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/bodkin-net/bodkin/agent/charon"
 	"github.com/bodkin-net/bodkin/punch"
@@ -22,11 +25,11 @@ const (
 	// reuseTimeout is how long a tunnel that stood before gets to prove that
 	// it still works on the path found.
 	reuseTimeout = 2 * time.Second
-	// carriesInterval is between looks at a tunnel whose peer has no agent:
-	// the interval of consent, which the look stands in for.
-	carriesInterval = 30 * time.Second
 	// charonPatience is for a charon that is just restarting.
 	charonPatience = 3 * time.Second
+	// leaveTimeout bounds ending a tunnel whose path has died, also when another
+	// run is waiting to begin; charon answers in milliseconds, or not at all.
+	leaveTimeout = time.Second
 	// charonRetry: charon restarts in a second or two.
 	charonRetry = 250 * time.Millisecond
 )
@@ -43,6 +46,12 @@ type runEvent struct {
 	plainESP bool
 	// packets are those sent so far to get through.
 	packets int
+	// relay and note are of a tunnel with the connector that is direct: whether
+	// it relays, and why not.
+	relay bool
+	note  string
+	// left: the run has left the tunnel, as it was told to.
+	left bool
 }
 
 // run is the work on one tunnel, in the order it happens: punch, hand the path
@@ -65,6 +74,19 @@ type run struct {
 	wake chan struct{}
 	// hurry says that the path may have gone: check it now.
 	hurry chan struct{}
+	// meter counts what the checks cost.
+	meter *meter
+	// flow is what the daemon sees of the tunnel's traffic.
+	flow flow
+	// renewed is the peer with the range that the relay is to cover now, if it
+	// has changed since the run began; wake tells.
+	renewed atomic.Pointer[wire.Peer]
+	// loaded is the range that charon's connection has for the relay.
+	loaded []netip.Prefix
+	// held is what this node sends to the peer and waits for the relay, nil for none.
+	held *hold
+	// pins hold what this node sends to the peer in the relay.
+	pins []netlink.XfrmPolicy
 	// background is what the run started beside itself.
 	background sync.WaitGroup
 }
@@ -79,10 +101,18 @@ type shared struct {
 	port        *punch.Port
 	mark        uint32 // of sockets beside the tunnels, see Config
 	punch       wire.Policy
+	metered     bool
 	probe       ProbeConfig
 	rewrites    rewrites
-	localNAT    *atomic.Pointer[wire.NAT]
-	events      chan<- runEvent
+	directMark  DirectMark
+	// filter is of what a connector relays.
+	filter   *forwardFilter
+	localNAT *atomic.Pointer[wire.NAT]
+	// relayUp: this node is reached through its connector, too. A tunnel that
+	// has died is left at once then. relayWanted: it shall be, and what comes
+	// through it must not be held against a direct tunnel's policy.
+	relayUp, relayWanted *atomic.Bool
+	events               chan<- runEvent
 }
 
 // failure is why a run ended without a tunnel.
@@ -100,6 +130,11 @@ func (r *run) do(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer r.background.Wait()
 	defer cancel()
+	if r.begin.leave {
+		r.leave(ctx, r.at)
+		r.emit(ctx, runEvent{left: true})
+		return
+	}
 	work := r.public
 	if r.order != nil {
 		work = r.punched
@@ -118,7 +153,11 @@ func (r *run) do(ctx context.Context) {
 	if f, ok := errors.AsType[*failure](err); ok {
 		e.plainESP = f.plainESP
 	}
+	// First the word, then the deed: charon's own would not say why.
 	r.emit(ctx, e)
+	if direct && r.order != nil && r.shared.relayUp.Load() {
+		r.leave(ctx, time.Time{})
+	}
 }
 
 func (r *run) emit(ctx context.Context, e runEvent) {
@@ -137,32 +176,6 @@ func (r *run) claim(ctx context.Context) error {
 		return failf("charon is not reachable: is strongSwan running on this node?")
 	}
 	return r.shared.owned.claim(ctx, r.shared.vici, r.name, r.storeID)
-}
-
-// public keeps the tunnel to or on the connector, which needs no punch.
-func (r *run) public(ctx context.Context) (direct bool, err error) {
-	if err := r.claim(ctx); err != nil {
-		return false, err
-	}
-	path := wire.Path{Kind: wire.PathPublic}
-	if r.peer.Role == wire.Controlling {
-		ectx, cancel := context.WithTimeout(ctx, establishTimeout)
-		defer cancel()
-		err = r.establish(ectx, path)
-	} else {
-		err = r.establish(ctx, path) // the edge may come at any time
-	}
-	if err != nil {
-		return false, err
-	}
-	path, err = r.current(ctx, path)
-	if err != nil {
-		return false, err
-	}
-	r.emit(ctx, runEvent{outcome: wire.OutcomeDirect, path: path, elapsed: time.Since(r.started)})
-	r.background.Go(func() { r.reassure(ctx) })
-	<-ctx.Done() // charon's dead peer detection watches it
-	return true, ctx.Err()
 }
 
 func (r *run) wait(ctx context.Context, d time.Duration) error {

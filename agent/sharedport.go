@@ -91,6 +91,5 @@ func (d *Daemon) listen(hosts []netip.AddrPort, patient bool) error {
 		closeAll()
 		return err
 	}
-	d.addresses.opened = hosts
 	return nil
 }

@@ -21,6 +21,7 @@ func (d *Daemon) linkEvent(ctx context.Context, e linkEvent) {
 		d.link, d.linkErr = nil, e.down
 		d.stopNet()
 		d.stopNet = func() {}
+		d.leftAlone(true)
 	default:
 		d.message(ctx, e.message)
 	}
@@ -29,21 +30,30 @@ func (d *Daemon) linkEvent(ctx context.Context, e linkEvent) {
 // linkOpened says hello with what stands, and starts looking at the network.
 func (d *Daemon) linkOpened(ctx context.Context, up *linkUp) {
 	d.link, d.linkErr, d.linkSince = up, nil, time.Now()
+	d.leftAlone(false)
 	d.sessionAddr, d.told = netip.Addr{}, nil
 	d.net.unsure()
 	hello := &wire.Hello{
 		AgentVersion: d.version, Endpoint: d.id.endpoint, Candidates: d.candidates(),
-		Punch: d.cfg.Punch, NoProbe: d.rewrites.unavailable(),
+		Punch: d.cfg.Punch, NoProbe: d.rewrites.unavailable(), Metered: d.cfg.Metered,
 	}
 	for _, t := range d.sorted() {
 		if t.standing {
-			hello.Tunnels = append(hello.Tunnels, wire.Tunnel{Peer: t.name(), Path: t.path, Monitored: t.monitored})
+			hello.Tunnels = append(hello.Tunnels, wire.Tunnel{Peer: t.name(), Path: t.path, Monitored: t.monitored, Relay: t.relay})
 		}
 	}
 	d.send(hello)
 	d.log.Info("connected to the rendezvous", "rendezvous", d.id.url, "as", up.welcome.Node)
 	d.stopNet()
 	d.stopNet = d.watchNetwork(ctx, up)
+}
+
+// leftAlone tells the tunnels whether the rendezvous is away.
+func (d *Daemon) leftAlone(away bool) {
+	now := time.Now()
+	for _, t := range d.tunnels {
+		t.leftAlone(now, away)
+	}
 }
 
 func (d *Daemon) hosts() []wire.Candidate {
@@ -94,8 +104,12 @@ func (d *Daemon) message(ctx context.Context, m wire.Message) {
 	case *wire.Retry:
 		if t := d.tunnels[m.Peer]; t != nil {
 			d.log.Info("the peer has lost the tunnel", "peer", m.Peer, "reason", m.Reason)
-			d.perform(ctx, t, t.doubted(now, d.nextRun()))
+			d.perform(ctx, t, t.retried(now, d.nextRun()))
 		}
+	case *wire.Forwarding:
+		d.forwarding(m)
+	case *wire.Demote:
+		d.demote(ctx, now, m)
 	case *wire.Cancel:
 		for _, t := range d.tunnels {
 			if effects := t.cancelled(now, m.Attempt, m.Reason); len(effects) > 0 {
@@ -108,23 +122,34 @@ func (d *Daemon) message(ctx context.Context, m wire.Message) {
 	}
 }
 
+// demote leaves a direct tunnel for the relay. Without a relay it stays: it may
+// heal, and nothing would be won.
+func (d *Daemon) demote(ctx context.Context, now time.Time, m *wire.Demote) {
+	t := d.tunnels[m.Peer]
+	if t == nil || !d.relayUp.Load() {
+		return
+	}
+	d.log.Info("direct tunnel left for the relay", "peer", m.Peer, "reason", m.Reason)
+	d.perform(ctx, t, t.demoted(now, d.nextRun(), time.Duration(m.StartAfterMs)*time.Millisecond, m.Reason))
+}
+
 // peers brings the tunnels in line with the complete set.
 func (d *Daemon) peers(ctx context.Context, now time.Time, m *wire.Peers) {
 	storeID := d.link.welcome.StoreID
 	d.listed = true
 	listed := map[wire.NodeName]bool{}
+	names := make([]string, 0, len(m.Peers))
+	for _, p := range m.Peers {
+		listed[p.Endpoint.Name] = true
+		names = append(names, string(p.Endpoint.Name))
+	}
+	d.owned.asked(names, storeID)
 	for _, p := range m.Peers {
 		name := p.Endpoint.Name
-		listed[name] = true
 		t := d.tunnels[name]
 		if t == nil {
 			t = newTunnel(p, storeID, now)
 			d.tunnels[name] = t
-		}
-		if d.owned.has(string(name)) {
-			if err := d.owned.set(string(name), storeID); err != nil {
-				d.log.Error("state not written", "err", err)
-			}
 		}
 		d.perform(ctx, t, t.wanted(now, p, storeID, d.nextRun))
 	}
@@ -137,6 +162,8 @@ func (d *Daemon) peers(ctx context.Context, now time.Time, m *wire.Peers) {
 			d.remove(ctx, t)
 		}
 	}
+	d.followRelay(ctx)
+	d.forwarding(nil)
 }
 
 // remove ends a tunnel that is no longer wanted.
@@ -150,4 +177,5 @@ func (d *Daemon) remove(ctx context.Context, t *tunnel) {
 	} else {
 		d.rewrites.remove(name) // of a search that came before any connection
 	}
+	d.followRelay(ctx)
 }

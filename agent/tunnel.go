@@ -2,16 +2,20 @@ package agent
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
-// Retrying a tunnel that needs no coordination. The far end is the connector,
-// whose coming back should be noticed soon.
+// Retrying a tunnel that needs no coordination: its far end is the connector, whose
+// coming back should be noticed soon.
 const (
 	publicRetryMin = time.Second
 	publicRetryMax = 30 * time.Second
+	// retryIgnored is how long after a new tunnel the other end's word that it has
+	// none is taken to be of the old one: charon deletes that first.
+	retryIgnored = 2 * time.Second
 )
 
 // runID names one run of the work on a tunnel, from the first packet to the end
@@ -32,6 +36,12 @@ type tunnel struct {
 
 	run   runID
 	order *wire.Punch // of the current run, nil for PlanPublic
+	// known is the last order that led to a direct tunnel, with the address the
+	// peer was found at: what to try while the rendezvous is away. own marks the
+	// current run as such a try.
+	known *wire.Punch
+	own   bool
+	away  bool // the rendezvous is
 	// started is when the run began, packets what it has sent to get through.
 	started time.Time
 	packets int
@@ -39,11 +49,19 @@ type tunnel struct {
 	standing  bool
 	monitored bool
 	path      wire.Path
+	// relay: this tunnel with the connector relays; note says why it does not.
+	relay bool
+	note  string
+	// relayFrom is the store whose rendezvous said what the relay covers.
+	relayFrom string
 
 	// plainFailed: ESP without UDP did not get through on the local network.
 	plainFailed bool
-	// doubt: the other end has lost the tunnel, and none has been made since.
-	doubt bool
+	// doubt: what charon has of the tunnel is no good, though it may look so, and
+	// none has been made since: the other end has lost it, or it went silent.
+	// renewed is when one was, the last time.
+	doubt   bool
+	renewed time.Time
 
 	reason string
 	// failure is why the last run or tunnel ended, until one succeeds.
@@ -55,34 +73,6 @@ type tunnel struct {
 
 	out []effect
 }
-
-// effect is something the daemon has to do.
-type effect interface{ isEffect() }
-
-// begin starts a run, after the one before it has ended.
-type begin struct {
-	run   runID
-	peer  wire.Peer
-	order *wire.Punch
-	// storeID is the rendezvous' store that asked for the tunnel.
-	storeID string
-	// encap demands ESP in UDP where plain ESP would otherwise be used.
-	encap bool
-	// fresh demands another tunnel even where one seems to work.
-	fresh bool
-	// standing says that there is one that seems to.
-	standing bool
-}
-
-// stop ends the current run. The tunnel stays.
-type stop struct{}
-
-// tell sends a report to the rendezvous.
-type tell struct{ report *wire.Report }
-
-func (begin) isEffect() {}
-func (stop) isEffect()  {}
-func (tell) isEffect()  {}
 
 func newTunnel(peer wire.Peer, storeID string, now time.Time) *tunnel {
 	return &tunnel{peer: peer, storeID: storeID, since: now, reason: "waiting for the rendezvous"}
@@ -106,12 +96,29 @@ func (t *tunnel) adopted(now time.Time, path wire.Path) {
 // wanted tells that the rendezvous (still) asks for the tunnel.
 func (t *tunnel) wanted(now time.Time, peer wire.Peer, storeID string, next func() runID) []effect {
 	changed := !samePeer(t.peer, peer)
+	if len(peer.Relay) == 0 && len(t.peer.Relay) > 0 && t.relayFrom != storeID {
+		// As with the tunnels themselves, another store's rendezvous does not end
+		// what its predecessor's asked for.
+		peer.Relay = t.peer.Relay
+	} else {
+		t.relayFrom = storeID
+	}
+	widened := !slices.Equal(t.peer.Relay, peer.Relay)
+	if t.storeID != storeID && t.standing && t.monitored {
+		// A rendezvous with another store had not known the pair when the
+		// session began.
+		r := t.report(wire.OutcomeDirect, t.note)
+		r.Attempt, r.Path, r.Relay, r.ElapsedMs = "", t.path, t.relay, t.timeToDirect.Milliseconds()
+		t.do(tell{r})
+	}
 	t.peer, t.storeID = peer, storeID
 	switch {
 	case peer.Plan != wire.PlanPublic:
 		t.retryAt = time.Time{} // the rendezvous says when
 	case t.run == 0 && t.retryAt.IsZero() || changed:
 		t.start(now, next(), nil)
+	case widened && t.run != 0:
+		t.do(renew{peer})
 	}
 	return t.flush()
 }
@@ -125,7 +132,7 @@ func (t *tunnel) start(now time.Time, run runID, order *wire.Punch) {
 		t.do(stop{})
 	}
 	t.run, t.order, t.started, t.packets, t.retryAt = run, order, now, 0, time.Time{}
-	t.monitored = false
+	t.monitored, t.own = false, false
 	if !t.standing {
 		t.reason = "connecting"
 		if order != nil {
@@ -148,7 +155,7 @@ func (t *tunnel) ordered(now time.Time, order *wire.Punch, run runID) []effect {
 // cancelled ends an attempt that the rendezvous gave up, unless it has already
 // led to a tunnel here: that is for charon to end.
 func (t *tunnel) cancelled(now time.Time, id wire.AttemptID, reason string) []effect {
-	if t.order == nil || t.order.Attempt != id || t.monitored {
+	if t.order == nil || t.own || t.order.Attempt != id || t.monitored {
 		return nil
 	}
 	t.do(stop{})
@@ -157,6 +164,13 @@ func (t *tunnel) cancelled(now time.Time, id wire.AttemptID, reason string) []ef
 		t.down(now, reason)
 	}
 	return t.flush()
+}
+
+// unwatched reports whether a tunnel stands whose path no run checks: one from
+// before an attempt, or of an agent before this one. That with a connector is not
+// meant, since there is nothing to take its place.
+func (t *tunnel) unwatched() bool {
+	return t.standing && !t.monitored && !t.relay && t.peer.Plan != wire.PlanPublic
 }
 
 // sent notes how many packets the run has sent so far.
@@ -187,9 +201,54 @@ func (t *tunnel) direct(now time.Time, run runID, path wire.Path, elapsed time.D
 	if !t.standing {
 		t.since = now
 	}
+	if t.doubt {
+		t.renewed = now
+	}
 	t.standing, t.monitored, t.path, t.reason, t.failure, t.doubt = true, true, path, "", "", false
 	t.tries, t.timeToDirect = 0, elapsed
-	t.tell(wire.OutcomeDirect, path, "", elapsed)
+	t.remember()
+	t.tell(wire.OutcomeDirect, path, t.note, elapsed)
+	return t.flush()
+}
+
+// relays notes, before direct does, whether the tunnel with the connector relays.
+func (t *tunnel) relays(run runID, relay bool, note string) {
+	if run == t.run {
+		t.relay, t.note = relay, note
+	}
+}
+
+// demoted: the other end has left the tunnel, or an operator wants it left. What
+// is left of it here would swallow what the relay could carry.
+func (t *tunnel) demoted(now time.Time, run runID, after time.Duration, reason string) []effect {
+	if t.peer.Plan == wire.PlanPublic || !t.standing && !t.monitored {
+		return nil
+	}
+	t.standing = false
+	if t.run != 0 && !t.monitored {
+		// An attempt is on its way to a better one; a report in its name would
+		// end that.
+		t.do(tell{&wire.Report{Peer: t.name(), Outcome: wire.OutcomeLost, Reason: reason}})
+		t.down(now, reason)
+		return t.flush()
+	}
+	if t.run != 0 {
+		t.do(stop{})
+	}
+	t.run, t.order, t.own, t.monitored = run, nil, false, false
+	t.retryAt = time.Time{}
+	t.down(now, reason)
+	t.do(begin{run: run, peer: t.peer, storeID: t.storeID, leave: true, at: now.Add(after)})
+	return t.flush()
+}
+
+// left: the run that leaves the tunnel has done so.
+func (t *tunnel) left(now time.Time, run runID) []effect {
+	if run != t.run {
+		return nil
+	}
+	t.do(tell{t.report(wire.OutcomeLost, t.reason)})
+	t.ended(now, t.reason)
 	return t.flush()
 }
 
@@ -211,7 +270,12 @@ func (t *tunnel) lost(now time.Time, run runID, reason string) []effect {
 		return nil
 	}
 	t.standing = false
-	t.tell(wire.OutcomeLost, wire.Path{}, reason, 0)
+	t.relay, t.note = false, ""
+	r := t.report(wire.OutcomeLost, reason)
+	r.Silent = true
+	t.do(tell{r})
+	// Whether what went silent has come back is not tried: another tunnel is made.
+	t.doubt = true
 	t.ended(now, reason)
 	return t.flush()
 }
@@ -227,6 +291,7 @@ func (t *tunnel) gone(now time.Time, reason string) []effect {
 		return t.flush()
 	}
 	t.standing = false
+	t.relay, t.note = false, ""
 	if !t.monitored && t.order != nil {
 		// The run, if there is one, is still on its way to a tunnel of its
 		// own: a report in its attempt's name would end that.
@@ -234,7 +299,7 @@ func (t *tunnel) gone(now time.Time, reason string) []effect {
 		t.down(now, reason)
 		return t.flush()
 	}
-	t.tell(wire.OutcomeLost, wire.Path{}, reason, 0)
+	t.do(tell{t.report(wire.OutcomeLost, reason)})
 	if t.run != 0 {
 		t.do(stop{})
 	}
@@ -242,23 +307,15 @@ func (t *tunnel) gone(now time.Time, reason string) []effect {
 	return t.flush()
 }
 
-// moved: this node has other addresses, and the sockets of a punched tunnel's run
-// are closed; gone says that the tunnel's own address is no more. The session
-// that begins now tells the rendezvous what stands. A tunnel to the connector
-// needs no sockets of ours.
-func (t *tunnel) moved(now time.Time, gone bool) []effect {
-	if t.peer.Plan == wire.PlanPublic {
-		return nil
+// replaced: charon has no SA of this tunnel any more. It is no loss of what a run
+// that makes another tunnel has ended itself.
+func (t *tunnel) replaced(now time.Time, reason string) []effect {
+	if !t.standing || !t.doubt || t.run == 0 || t.monitored {
+		return t.gone(now, reason)
 	}
-	ended := t.run != 0 || t.standing && gone
-	if t.run != 0 {
-		t.do(stop{})
-	}
-	t.run, t.order, t.monitored = 0, nil, false
-	t.standing = t.standing && !gone
-	if ended && !t.standing {
-		t.down(now, errMoved.Error())
-	}
+	t.standing, t.relay, t.note = false, false, ""
+	t.do(tell{&wire.Report{Peer: t.name(), Outcome: wire.OutcomeLost, Reason: reason}})
+	t.down(now, reason)
 	return t.flush()
 }
 
@@ -269,49 +326,76 @@ func (t *tunnel) charonBack(now time.Time) {
 	}
 }
 
-// doubted: the other end says that the tunnel is gone. A new run makes another;
-// bytes that still come prove nothing, since a charon that was killed leaves its
-// SAs in the kernel.
+// doubted: the tunnel is no good to the other end, or by what this one knows. A new
+// run makes another; bytes that still come prove nothing, since a charon that was
+// killed leaves its SAs in the kernel.
 func (t *tunnel) doubted(now time.Time, run runID) []effect {
-	if t.peer.Plan == wire.PlanPublic {
+	making := t.doubt && t.run != 0 && !t.monitored
+	if t.peer.Plan == wire.PlanPublic && !making {
 		t.doubt = true
 		t.start(now, run, nil)
 	}
 	return t.flush()
 }
 
+// retried is doubted by the other end's word, which may be of the tunnel before
+// the one that has just been made.
+func (t *tunnel) retried(now time.Time, run runID) []effect {
+	if !t.renewed.IsZero() && now.Sub(t.renewed) < retryIgnored {
+		return nil
+	}
+	return t.doubted(now, run)
+}
+
 // ended closes the current run and plans the next one, where that is ours to
 // plan.
 func (t *tunnel) ended(now time.Time, reason string) {
-	t.run, t.order, t.monitored = 0, nil, false
+	own := t.own
+	t.run, t.order, t.own, t.monitored = 0, nil, false, false
 	if !t.standing {
 		t.down(now, reason)
 	}
-	if t.peer.Plan == wire.PlanPublic {
-		t.retryAt = now.Add(min(publicRetryMax, publicRetryMin<<min(t.tries, 10)))
+	switch {
+	case t.peer.Plan == wire.PlanPublic:
+		t.retryAt = now
+		if first := t.tries == 0 && (t.doubt || t.peer.Role == wire.Controlled); !first {
+			t.retryAt = now.Add(min(publicRetryMax, publicRetryMin<<min(t.tries, 10)))
+		}
 		t.tries++
+	case t.away && !t.standing:
+		t.knockAgain(now, own)
 	}
 }
 
 func (t *tunnel) down(now time.Time, reason string) {
 	t.since, t.reason, t.failure, t.path = now, reason, reason, wire.Path{}
+	t.relay, t.note = false, ""
 }
 
 // due starts what is to be tried again.
 func (t *tunnel) due(now time.Time, next func() runID) []effect {
 	if t.run == 0 && !t.retryAt.IsZero() && !now.Before(t.retryAt) {
-		t.start(now, next(), nil)
+		own := t.peer.Plan != wire.PlanPublic
+		if own {
+			t.start(now, next(), t.known)
+		} else {
+			t.start(now, next(), nil)
+		}
+		t.own = own
 	}
 	return t.flush()
 }
 
 func (t *tunnel) tell(o wire.Outcome, path wire.Path, reason string, elapsed time.Duration) {
-	r := &wire.Report{Peer: t.name(), Outcome: o, Path: path, Reason: reason, ElapsedMs: max(0, elapsed.Milliseconds())}
-	if t.order != nil {
+	r := t.report(o, reason)
+	r.Path, r.ElapsedMs, r.Packets, r.Relay = path, max(0, elapsed.Milliseconds()), t.packets, t.relay
+	t.do(tell{r})
+}
+
+func (t *tunnel) report(o wire.Outcome, reason string) *wire.Report {
+	r := &wire.Report{Peer: t.name(), Outcome: o, Reason: reason}
+	if t.order != nil && !t.own {
 		r.Attempt = t.order.Attempt
 	}
-	if o != wire.OutcomeLost {
-		r.Packets = t.packets
-	}
-	t.do(tell{r})
+	return r
 }

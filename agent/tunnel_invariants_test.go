@@ -20,6 +20,8 @@ type tunnelWorld struct {
 	now     time.Time
 	running *begin // the run under way
 	direct  bool   // its last word
+	own     bool   // the run is a try without an order
+	away    bool   // the rendezvous is
 	attempt int
 }
 
@@ -35,10 +37,13 @@ func (w *tunnelWorld) perform(event string, effects []effect) {
 			if w.running != nil {
 				w.Fatalf("%s: run %d begins while %d runs", event, e.run, w.running.run)
 			}
-			if (e.order == nil) != (e.peer.Plan == wire.PlanPublic) {
+			if e.leave && (e.peer.Plan == wire.PlanPublic || w.tun.standing) {
+				w.Fatalf("%s: a tunnel is left that is no direct one, or still counts: %s", event, summary(w.tun))
+			}
+			if !e.leave && (e.order == nil) != (e.peer.Plan == wire.PlanPublic) {
 				w.Fatalf("%s: plan %q with order %v", event, e.peer.Plan, e.order)
 			}
-			w.running, w.direct = &e, false
+			w.running, w.direct, w.own = &e, false, event == "due" && e.order != nil
 		case tell:
 			w.checkReport(event, e.report)
 		}
@@ -55,13 +60,13 @@ func (w *tunnelWorld) checkReport(event string, r *wire.Report) {
 	}
 	want := wire.AttemptID("")
 	// The loss of an older tunnel is not the attempt's.
-	if w.running != nil && w.running.order != nil && (r.Outcome != wire.OutcomeLost || w.direct) {
+	if w.running != nil && w.running.order != nil && !w.own && (r.Outcome != wire.OutcomeLost || w.direct) {
 		want = w.running.order.Attempt
 	}
 	if r.Attempt != want {
 		w.Fatalf("%s: %s for attempt %q; want %q", event, r.Outcome, r.Attempt, want)
 	}
-	if r.Outcome == wire.OutcomeLost && event != "lost" && event != "gone" {
+	if r.Outcome == wire.OutcomeLost && event != "lost" && event != "gone" && event != "left" && event != "demoted" {
 		w.Fatalf("a tunnel was reported lost by %s", event)
 	}
 }
@@ -73,8 +78,14 @@ func (w *tunnelWorld) checkState(event string) {
 		w.Fatalf("%s: the tunnel thinks run %d is under way, the daemon %+v", event, t.run, w.running)
 	case t.peer.Plan == wire.PlanPublic && t.run == 0 && t.retryAt.IsZero():
 		w.Fatalf("%s: nobody works on the tunnel to the connector, now or later", event)
-	case t.peer.Plan != wire.PlanPublic && !t.retryAt.IsZero():
+	case t.peer.Plan != wire.PlanPublic && !t.retryAt.IsZero() && !t.away:
 		w.Fatalf("%s: a punch is planned without an order", event)
+	case t.peer.Plan != wire.PlanPublic && t.away && t.known != nil && !t.standing && t.run == 0 && t.retryAt.IsZero():
+		w.Fatalf("%s: nobody works on the tunnel while the rendezvous is away", event)
+	case t.own && (t.run == 0 || t.known == nil):
+		w.Fatalf("%s: a try of its own with run %d, order %v", event, t.run, t.known)
+	case t.relay && !t.standing:
+		w.Fatalf("%s: a tunnel that is down relays", event)
 	case t.monitored && (!t.standing || t.run == 0):
 		w.Fatalf("%s: monitored, but %s", event, summary(t))
 	case t.standing == (t.reason != ""):
@@ -91,19 +102,44 @@ func (w *tunnelWorld) step(rng *rand.Rand) {
 	if w.running != nil {
 		run = w.running.run
 	}
-	switch t := w.tun; rng.IntN(11) {
+	switch t := w.tun; rng.IntN(16) {
+	case 13:
+		w.perform("doubted", t.doubted(w.now, w.ids.next()))
+	case 14:
+		if !w.away {
+			w.perform("retried", t.retried(w.now, w.ids.next()))
+		}
+	case 15:
+		w.perform("gone", t.replaced(w.now, "replaced"))
+	case 11:
+		w.perform("demoted", t.demoted(w.now, w.ids.next(), time.Second, "demoted"))
+	case 12:
+		if w.running != nil && w.running.leave {
+			w.running = nil
+			w.perform("left", t.left(w.now, run))
+		}
+	case 10:
+		w.away = !w.away && w.peer.Plan == wire.PlanICE
+		t.leftAlone(w.now, w.away)
+		w.checkState("left alone")
 	case 0:
+		if w.away {
+			return // only the rendezvous wants
+		}
 		w.perform("wanted", t.wanted(w.now, w.peer, "store", w.ids.next))
 	case 1:
+		if w.away {
+			return
+		}
 		w.peer.Plan = []wire.Plan{wire.PlanICE, wire.PlanPublic}[rng.IntN(2)]
 		w.perform("wanted", t.wanted(w.now, w.peer, "store", w.ids.next))
 	case 2:
-		if w.peer.Plan == wire.PlanICE {
+		if w.peer.Plan == wire.PlanICE && !w.away {
 			w.attempt++
 			w.perform("ordered", t.ordered(w.now, orderFor(w.peer, wire.AttemptID(fmt.Sprint("a", w.attempt))), w.ids.next()))
 		}
 	case 3:
-		if w.peer.Plan == wire.PlanICE {
+		if w.peer.Plan == wire.PlanICE && !w.away {
 			id := wire.AttemptID(fmt.Sprint("a", max(0, w.attempt-rng.IntN(2))))
 			w.perform("cancelled", t.cancelled(w.now, id, "cancelled"))
 		}
@@ -114,24 +150,23 @@ func (w *tunnelWorld) step(rng *rand.Rand) {
 	case 6:
 		w.perform("due", t.due(w.now, w.ids.next))
 	case 7:
-		if w.running != nil {
+		if w.running != nil && !w.running.leave {
 			w.perform("nominated", t.nominated(run, path1))
 		}
 	case 8:
-		if w.running != nil {
+		if w.running != nil && !w.running.leave {
 			w.direct = true
+			t.relays(run, w.peer.Plan == wire.PlanPublic && rng.IntN(2) == 0, "")
 			w.perform("direct", t.direct(w.now, run, path2, time.Second))
 		}
 	case 9:
 		w.end(rng, run)
-	case 10:
-		w.perform("moved", t.moved(w.now, rng.IntN(2) == 0))
 	}
 }
 
 // end is the run's own end: as a failure only before it was direct.
 func (w *tunnelWorld) end(rng *rand.Rand, run runID) {
-	if w.running == nil {
+	if w.running == nil || w.running.leave {
 		return
 	}
 	event, standing := "failed", w.tun.standing

@@ -87,9 +87,6 @@ var iceEvents = map[string]func(t *tunnel) []effect{
 	"lost":   func(t *tunnel) []effect { return t.lost(t0.Add(time.Second), 2, "silent") },
 	"gone":   func(t *tunnel) []effect { return t.gone(t0.Add(time.Second), "charon ended it") },
 	"due":    func(t *tunnel) []effect { return t.due(t0.Add(time.Hour), nil) },
-	// The tunnel's own address has gone, or only others are new.
-	"moved":        func(t *tunnel) []effect { return t.moved(t0.Add(time.Second), true) },
-	"moved beside": func(t *tunnel) []effect { return t.moved(t0.Add(time.Second), false) },
 	"stale": func(t *tunnel) []effect {
 		var out []effect
 		for _, effects := range [][]effect{
@@ -115,15 +112,6 @@ func TestTunnelPunched(t *testing.T) {
 		{"idle", "lost", nothing, "down: waiting for the rendezvous"},
 		{"idle", "gone", nothing, "down: waiting for the rendezvous"},
 		{"idle", "due", nothing, "down: waiting for the rendezvous"},
-
-		{"idle", "moved", nothing, "down: waiting for the rendezvous"},
-		{"adopted", "moved", nothing, "down: this node's addresses have changed"},
-		{"adopted", "moved beside", nothing, "standing on 1"},
-		{"punching", "moved", "stop", "down: this node's addresses have changed"},
-		{"punching", "moved beside", "stop", "down: this node's addresses have changed"},
-		{"direct", "moved", "stop", "down: this node's addresses have changed"},
-		{"direct", "moved beside", "stop", "standing on 1"},
-		{"re-punching", "moved beside", "stop", "standing on 1"},
 
 		{"adopted", "wanted", nothing, "standing on 1"},
 		{"adopted", "ordered", "begin 3 a3", "standing on 1, run"},
@@ -199,7 +187,13 @@ func brief(effects []effect) string {
 		switch e := e.(type) {
 		case stop:
 			s += "stop"
+		case renew:
+			s += "renew"
 		case begin:
+			if e.leave {
+				s += fmt.Sprintf("leave %d at %s", e.run, e.at.Sub(t0))
+				continue
+			}
 			s += fmt.Sprintf("begin %d", e.run)
 			if e.order != nil {
 				s += " " + string(e.order.Attempt)
@@ -329,6 +323,37 @@ func TestTunnelPublicAdopted(t *testing.T) {
 	}
 	if got := summary(tun); got != "standing on 1, run" {
 		t.Errorf("then %q", got)
+	}
+}
+
+// What stands and is not checked has to be noticed by its traffic alone; a tunnel
+// with the connector has nothing to take its place.
+func TestTunnelUnwatched(t *testing.T) {
+	found := func(relay bool) *tunnel {
+		tun := newTunnel(wire.Peer{Endpoint: wire.Endpoint{Name: "a.found"}}, "store", t0)
+		tun.adopted(t0, path1)
+		tun.relays(tun.run, relay, "")
+		return tun
+	}
+	public := newTunnel(publicPeer, "store", t0)
+	public.adopted(t0, path1)
+	failed := iceIn("direct")
+	failed.ordered(t0, orderFor(icePeer, "a2"), 8)
+	failed.failed(t0, 8, "no path", false)
+	for name, tt := range map[string]struct {
+		tun  *tunnel
+		want bool
+	}{
+		"down":                      {iceIn("punching"), false},
+		"direct":                    {iceIn("direct"), false},
+		"after an attempt":          {failed, true},
+		"found in charon":           {found(false), true},
+		"found in charon, relaying": {found(true), false},
+		"the connector's":           {public, false},
+	} {
+		if got := tt.tun.unwatched(); got != tt.want {
+			t.Errorf("%s: %v; want %v", name, got, tt.want)
+		}
 	}
 }
 

@@ -129,13 +129,36 @@ func (c *Client) Destroy(ctx context.Context, id IKEID) error {
 	return c.terminate(ctx, fmt.Sprintf("destroy IKE_SA #%d", id), section{{"ike-id", id}, {"force", "yes"}})
 }
 
+// TerminateChild closes one CHILD_SA; its IKE_SA and the others of it stay. It
+// returns when charon has queued the work. The peer's end is gone before ours.
+func (c *Client) TerminateChild(ctx context.Context, id ChildID) error {
+	return c.terminate(ctx, fmt.Sprintf("terminate CHILD_SA #%d", id), section{{"child-id", id}})
+}
+
+// Rekey gives one IKE_SA new keys (RFC 7296 section 2.18). It returns when charon
+// has queued the work.
+func (c *Client) Rekey(ctx context.Context, id IKEID) error {
+	return c.withMatches(ctx, "rekey", fmt.Sprintf("rekey IKE_SA #%d", id), section{{"ike-id", id}})
+}
+
+// RekeyChild gives one CHILD_SA new keys. It returns when charon has queued the
+// work.
+func (c *Client) RekeyChild(ctx context.Context, id ChildID) error {
+	return c.withMatches(ctx, "rekey", fmt.Sprintf("rekey CHILD_SA #%d", id), section{{"child-id", id}})
+}
+
 func (c *Client) terminate(ctx context.Context, what string, args section) error {
-	m, err := append(args, entry{"timeout", asynchronous}).message()
+	return c.withMatches(ctx, "terminate", what, append(args, entry{"timeout", asynchronous}))
+}
+
+// withMatches runs a command that may find nothing to work on: ErrNotFound.
+func (c *Client) withMatches(ctx context.Context, command, what string, args section) error {
+	m, err := args.message()
 	if err != nil {
 		return err
 	}
 	return c.do(ctx, func(x *exchange) error {
-		answer, err := x.command("terminate", m)
+		answer, err := x.command(command, m)
 		if errors.Is(err, ErrRefused) && text(answer, "matches") == "0" {
 			return fmt.Errorf("%s: %w", what, ErrNotFound)
 		}

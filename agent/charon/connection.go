@@ -70,6 +70,40 @@ type Child struct {
 	Name     string // "beijing.edge2-p2p"
 	LocalTS  []netip.Prefix
 	RemoteTS []netip.Prefix
+	Protocol uint8 // the IP protocol that alone is meant; 0 for all
+
+	// MarkIn is put on what the CHILD_SA has decrypted, and its policy for
+	// incoming packets is for those alone: others that its selectors match may
+	// come through another CHILD_SA. Zero for none; charon does not use it when
+	// ESP is done in user space.
+	MarkIn Mark
+
+	// Pass makes it no SA but a policy: what the selectors match is left alone,
+	// from Load until Unload. charon has no such policy when ESP is done in user
+	// space.
+	Pass bool
+}
+
+// Mark is a packet mark and which of its bits count.
+type Mark struct{ Value, Mask uint32 }
+
+func (m Mark) String() string { return fmt.Sprintf("%#x/%#x", m.Value, m.Mask) }
+
+// Local are the child's selectors on this side, as charon lists them.
+func (c Child) Local() []Selector { return c.selectors(c.LocalTS) }
+
+// Remote are the child's selectors on the peer's side, as charon lists them.
+func (c Child) Remote() []Selector { return c.selectors(c.RemoteTS) }
+
+func (c Child) selectors(list []netip.Prefix) []Selector {
+	out := make([]Selector, len(list))
+	for i, p := range list {
+		out[i] = Selector(p.String())
+		if c.Protocol != 0 {
+			out[i] += Selector(fmt.Sprintf("[%d]", c.Protocol))
+		}
+	}
+	return out
 }
 
 // message is the argument of VICI's load-conn for the connection.
@@ -143,19 +177,31 @@ func (c Connection) children() (section, error) {
 			return nil, fmt.Errorf("%w connection %q: child %q needs local and remote traffic selectors", ErrInvalid, c.Name, child.Name)
 		}
 		seen[child.Name] = true
-		children = append(children, entry{child.Name, section{
-			{"local_ts", prefixes(child.LocalTS)},
-			{"remote_ts", prefixes(child.RemoteTS)},
-			{"mode", "tunnel"},
-			{"rekey_time", span(c.ChildRekey, DefaultChildRekey)},
-			{"esp_proposals", orDefault(c.ESPProposals, DefaultESPProposals()...)},
-			// When to connect, and again after a loss, is decided by the agent.
-			{"start_action", "none"},
-			{"dpd_action", "clear"},
-			{"close_action", "none"},
-		}})
+		children = append(children, entry{child.Name, c.child(child)})
 	}
 	return children, nil
+}
+
+func (c Connection) child(child Child) section {
+	s := section{
+		{"local_ts", words(child.Local())},
+		{"remote_ts", words(child.Remote())},
+	}
+	if child.Pass {
+		return append(s, entry{"mode", "pass"}, entry{"start_action", "trap"})
+	}
+	if child.MarkIn != (Mark{}) {
+		s = append(s, entry{"mark_in", child.MarkIn.String()}, entry{"set_mark_in", child.MarkIn.String()})
+	}
+	return append(s, section{
+		{"mode", "tunnel"},
+		{"rekey_time", span(c.ChildRekey, DefaultChildRekey)},
+		{"esp_proposals", orDefault(c.ESPProposals, DefaultESPProposals()...)},
+		// When to connect, and again after a loss, is decided by the agent.
+		{"start_action", "none"},
+		{"dpd_action", "clear"},
+		{"close_action", "none"},
+	}...)
 }
 
 // maxName is the longest key VICI can carry.
@@ -202,10 +248,10 @@ func yesNo(b bool) string {
 	return "no"
 }
 
-func prefixes(list []netip.Prefix) []string {
+func words(list []Selector) []string {
 	out := make([]string, len(list))
-	for i, p := range list {
-		out[i] = p.String()
+	for i, s := range list {
+		out[i] = string(s)
 	}
 	return out
 }

@@ -46,7 +46,7 @@ func TestConnectionMessage(t *testing.T) {
 		Name:     "beijing.edge2",
 		LocalID:  "C=CN, O=fabedge.io, CN=beijing.edge1",
 		RemoteID: "C=CN, O=fabedge.io, CN=beijing.edge2",
-		Children: []Child{{"beijing.edge2-p2p", prefixList("10.233.66.0/24"), prefixList("10.233.67.0/24")}},
+		Children: []Child{{Name: "beijing.edge2-p2p", LocalTS: prefixList("10.233.66.0/24"), RemoteTS: prefixList("10.233.67.0/24")}},
 	}
 	punched := minimal
 	punched.LocalAddrs = []string{"10.22.46.30"}
@@ -61,7 +61,7 @@ func TestConnectionMessage(t *testing.T) {
 	punched.IKEProposals = []string{"aes256-sha256-x25519"}
 	punched.ESPProposals = []string{"aes256gcm16"}
 	punched.Children = append(punched.Children[:1:1],
-		Child{"beijing.edge2-p2n", prefixList("10.233.66.0/24", "fd00:66::/64"), prefixList("10.22.46.28/32")})
+		Child{Name: "beijing.edge2-p2n", LocalTS: prefixList("10.233.66.0/24", "fd00:66::/64"), RemoteTS: prefixList("10.22.46.28/32")})
 
 	for _, tt := range []struct {
 		name string
@@ -163,8 +163,41 @@ func TestConnectionMessage(t *testing.T) {
 	}
 }
 
+func TestChildMessage(t *testing.T) {
+	child := Child{Name: "c", LocalTS: prefixList("10.0.0.0/24", "fd00::/64"), RemoteTS: prefixList("10.0.1.0/24")}
+	marked, check, pass := child, child, child
+	marked.MarkIn = Mark{Value: 0x1000_0000, Mask: 0x1000_0000}
+	check.Protocol = 253
+	pass.Pass = true
+	const selectors = "local_ts = [10.0.0.0/24 | fd00::/64]\nremote_ts = [10.0.1.0/24]\n"
+	const sa = `mode = tunnel
+rekey_time = 3600
+esp_proposals = [aes128gcm16 | aes256gcm16 | aes128-sha256 | aes256-sha256]
+start_action = none
+dpd_action = clear
+close_action = none
+`
+	for _, tt := range []struct {
+		name  string
+		child Child
+		want  string
+	}{
+		{"marked", marked, selectors + "mark_in = 0x10000000/0x10000000\nset_mark_in = 0x10000000/0x10000000\n" + sa},
+		{"one protocol", check, "local_ts = [10.0.0.0/24[253] | fd00::/64[253]]\nremote_ts = [10.0.1.0/24[253]]\n" + sa},
+		{"pass", pass, selectors + "mode = pass\nstart_action = trap\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m, err := Connection{}.child(tt.child).message()
+			must(t, err)
+			if got := render(m, ""); got != tt.want {
+				t.Errorf("got:\n%s\nwant:\n%s", got, tt.want)
+			}
+		})
+	}
+}
+
 func TestConnectionRefusesNonsense(t *testing.T) {
-	child := Child{"c", prefixList("10.0.0.0/24"), prefixList("10.0.1.0/24")}
+	child := Child{Name: "c", LocalTS: prefixList("10.0.0.0/24"), RemoteTS: prefixList("10.0.1.0/24")}
 	good := Connection{Name: "n", LocalID: "CN=a", RemoteID: "CN=b", Children: []Child{child}}
 	if _, err := good.message(); err != nil {
 		t.Fatalf("good connection: %v", err)

@@ -98,13 +98,18 @@ func (d *decoder) number(key string, base, bits int) uint64 {
 	return n
 }
 
-// seconds reads a time span, which is negative when it is overdue.
+// seconds reads a time span, which is negative when it is overdue, and when it
+// is since something that is yet to come by a clock that was set back: of that
+// charon makes an unsigned number.
 func (d *decoder) seconds(key string) time.Duration {
 	s := d.text(key)
 	if s == "" {
 		return Never
 	}
 	n, err := strconv.ParseInt(s, 10, 32)
+	if u, wide := strconv.ParseUint(s, 10, 64); wide == nil && int64(u) < 0 {
+		n, err = int64(u), nil
+	}
 	d.check(key, err)
 	return time.Duration(n) * time.Second
 }

@@ -82,9 +82,9 @@ func (n *node) connection(peer *node, creds Credentials) Connection {
 		CAPEMs:      creds.CAPEMs,
 		Encap:       true,
 		Children: []Child{
-			{name + "-p2p", pods(n), pods(peer)},
-			{name + "-p2n", pods(n), itself(peer)},
-			{name + "-n2p", itself(n), pods(peer)},
+			{Name: name + "-p2p", LocalTS: pods(n), RemoteTS: pods(peer)},
+			{Name: name + "-p2n", LocalTS: pods(n), RemoteTS: itself(peer)},
+			{Name: name + "-n2p", LocalTS: itself(n), RemoteTS: pods(peer)},
 		},
 	}
 }
@@ -217,11 +217,8 @@ func TestTunnel(t *testing.T) {
 
 	t.Run("rekeying", func(t *testing.T) {
 		before := oneSA(t, ctx, p.ca, "beijing.edge2")
-		for _, what := range []entry{{"ike", "beijing.edge2"}, {"child", "beijing.edge2-p2p"}} {
-			m, err := section{what}.message()
-			must(t, err)
-			must(t, p.ca.simple(ctx, "rekey", m))
-		}
+		must(t, p.ca.Rekey(ctx, before.ID))
+		must(t, p.ca.RekeyChild(ctx, p2p(t, before).ID))
 		ike := waitEvent(t, p.ca, "ike-rekey", func(e Event) bool { return e.Kind == EventIKERekey })
 		if ike.Name != "beijing.edge2" || ike.ID == before.ID || ike.SA.State != StateEstablished {
 			t.Errorf("rekeyed %s #%d %s, want a new ESTABLISHED one for #%d", ike.Name, ike.ID, ike.SA.State, before.ID)
@@ -229,6 +226,9 @@ func TestTunnel(t *testing.T) {
 		child := waitEvent(t, p.ca, "child-rekey", func(e Event) bool { return e.Kind == EventChildRekey })
 		if child.Child != "beijing.edge2-p2p" || child.ChildID == p2p(t, before).ID {
 			t.Errorf("rekeyed %s #%d, want a new one for #%d", child.Child, child.ChildID, p2p(t, before).ID)
+		}
+		if err := p.ca.Rekey(ctx, ike.ID+1000); !errors.Is(err, ErrNotFound) {
+			t.Errorf("rekey of what is not there: %v, want ErrNotFound", err)
 		}
 	})
 
@@ -332,6 +332,92 @@ func TestEndpointChanges(t *testing.T) {
 	}
 }
 
+// childrenNamed returns the installed CHILD_SAs of that name.
+func childrenNamed(sa SA, name string) (out []ChildSA) {
+	for _, c := range sa.Children {
+		if c.Name == name && c.State == StateInstalled {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// TestSelectorsBesideEachOther is what a tunnel has beside FabEdge's children: one
+// of a single protocol, and a wide one whose range changes.
+func TestSelectorsBesideEachOther(t *testing.T) {
+	ctx := testContext(t)
+	p := startPair(t, ctx)
+	p.initiate(t, ctx)
+	const check, relay = "check", "relay"
+	inA, inB := p.connA.Children[0].LocalTS, p.connA.Children[0].RemoteTS
+	fabedge := len(p.connA.Children)
+	extend := func(ranges ...netip.Prefix) {
+		p.connA.Children = append(p.connA.Children[:fabedge:fabedge],
+			Child{Name: check, LocalTS: inA, RemoteTS: inB, Protocol: 253}, Child{Name: relay, LocalTS: inA, RemoteTS: ranges})
+		p.connB.Children = append(p.connB.Children[:fabedge:fabedge],
+			Child{Name: check, LocalTS: inB, RemoteTS: inA, Protocol: 253}, Child{Name: relay, LocalTS: ranges, RemoteTS: inA})
+		p.load(t, ctx)
+	}
+	installed := func(c *Client, name, child string, want ...Child) []ChildSA {
+		t.Helper()
+		var got []ChildSA
+		eventually(t, child+" as wanted", func() error {
+			sas, err := c.SAs(ctx, name)
+			if err != nil || len(sas) != 1 {
+				return fmt.Errorf("%d SAs, err %v", len(sas), err)
+			}
+			got = childrenNamed(sas[0], child)
+			if len(got) != len(want) {
+				return fmt.Errorf("%d installed, want %d: %+v", len(got), len(want), got)
+			}
+			for _, w := range want {
+				if !slices.ContainsFunc(got, func(c ChildSA) bool {
+					return slices.Equal(c.LocalTS, w.Local()) && slices.Equal(c.RemoteTS, w.Remote())
+				}) {
+					return fmt.Errorf("got %+v, want one of %s === %s", got, w.Local(), w.Remote())
+				}
+			}
+			return nil
+		})
+		return got
+	}
+	one := netip.MustParsePrefix("10.233.0.0/16")
+	extend(one)
+	for _, child := range []string{check, relay} {
+		must(t, p.ca.Initiate(ctx, p.connA.Name, child))
+	}
+	checkA, oneA := p.connA.Children[fabedge], p.connA.Children[fabedge+1]
+	installed(p.cb, p.connB.Name, check, p.connB.Children[fabedge])
+	installed(p.cb, p.connB.Name, relay, p.connB.Children[fabedge+1])
+	checks := installed(p.ca, p.connA.Name, check, checkA)
+	old := installed(p.ca, p.connA.Name, relay, oneA)
+
+	before := oneSA(t, ctx, p.cb, p.connB.Name)
+	must(t, p.a.ping(p.b.inside, 3))
+	after := oneSA(t, ctx, p.cb, p.connB.Name)
+	if got := p2p(t, after).PacketsIn - p2p(t, before).PacketsIn; got < 3 {
+		t.Errorf("%d of 3 pings came through -p2p: the narrower selectors have to win", got)
+	}
+
+	must(t, p.ca.TerminateChild(ctx, checks[0].ID))
+	installed(p.ca, p.connA.Name, check)
+	installed(p.cb, p.connB.Name, check)
+	if err := p.ca.TerminateChild(ctx, checks[0].ID); !errors.Is(err, ErrNotFound) {
+		t.Errorf("terminate again: %v, want ErrNotFound", err)
+	}
+
+	// Another range under the same name comes beside the old one.
+	extend(netip.MustParsePrefix("10.232.0.0/15"))
+	must(t, p.ca.Initiate(ctx, p.connA.Name, relay))
+	installed(p.ca, p.connA.Name, relay, oneA, p.connA.Children[fabedge+1])
+	must(t, p.ca.TerminateChild(ctx, old[0].ID))
+	wide := installed(p.ca, p.connA.Name, relay, p.connA.Children[fabedge+1])
+	installed(p.cb, p.connB.Name, relay, p.connB.Children[fabedge+1])
+	must(t, p.ca.RekeyChild(ctx, wide[0].ID))
+	waitEvent(t, p.ca, "the wide child is rekeyed", func(e Event) bool { return e.Kind == EventChildRekey && e.Child == relay })
+	must(t, p.a.ping(p.b.inside, 3))
+}
+
 // TestMappingMoves: a NAT before the initiator gives it another port, and the
 // responder's charon follows by itself, as RFC 7296 section 2.23 has it.
 func TestMappingMoves(t *testing.T) {
@@ -342,9 +428,7 @@ func TestMappingMoves(t *testing.T) {
 		"table ip nat { chain out { type nat hook postrouting priority srcnat; udp sport 4500 snat to 192.0.2.1:61234; }; }")
 	run(t, "ip", "netns", "exec", p.a.netns, "conntrack", "-F")
 
-	m, err := section{{"child", "beijing.edge2-p2p"}}.message()
-	must(t, err)
-	must(t, p.ca.simple(ctx, "rekey", m)) // any IKE message of the initiator's will do
+	must(t, p.ca.RekeyChild(ctx, p2p(t, oneSA(t, ctx, p.ca, "beijing.edge2")).ID)) // any IKE message of the initiator's will do
 	e := waitEvent(t, p.cb, "ike-update", func(e Event) bool { return e.Kind == EventIKEUpdate })
 	want := netip.MustParseAddrPort("192.0.2.1:61234")
 	if e.Name != "beijing.edge1" || e.SA.Remote != want {

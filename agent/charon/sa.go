@@ -24,6 +24,9 @@ const (
 	StateRekeying    State = "REKEYING"    // of either; it still works
 	StateDeleting    State = "DELETING"    // of either
 	StateInstalled   State = "INSTALLED"   // of a CHILD_SA
+	// StateRekeyed is of a CHILD_SA that another has replaced. After rekeyings of
+	// both ends at once it may carry all there is for some seconds more.
+	StateRekeyed State = "REKEYED"
 )
 
 // Selector is a traffic selector as charon writes it: mostly a prefix, but it

@@ -80,6 +80,18 @@ func TestParseSA(t *testing.T) {
 	}
 }
 
+// A clock that was set back makes charon write a time since the last packet that
+// is negative, and unsigned.
+func TestParseSAAfterClockStep(t *testing.T) {
+	sa, err := parse(t, "edge", section{{"child-sas", section{{"c-1", section{{"use-out", "18446744073709533616"}, {"use-in", "7"}}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := sa.Children[0]; c.LastOut != -18000*time.Second || c.LastIn != 7*time.Second {
+		t.Errorf("last out %v, in %v; want -5h and 7s", c.LastOut, c.LastIn)
+	}
+}
+
 func TestParseSARefusesNonsense(t *testing.T) {
 	for _, bad := range []entry{
 		{"uniqueid", "-1"}, {"initiator-spi", "xyz"}, {"remote-host", "nowhere"}, {"remote-port", "70000"},

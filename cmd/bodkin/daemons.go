@@ -2,6 +2,11 @@ package main
 
 import (
 	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -29,6 +34,7 @@ func newRendezvous() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			defer onHangup(s.Reload)()
 			return s.Run(cmd.Context())
 		},
 	}
@@ -54,14 +60,45 @@ func newAgent() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("%s: %w", config, err)
 			}
+			spareMemory()
 			d, err := agent.New(cfg, buildVersion(), log)
 			if err != nil {
 				return err
 			}
+			defer onHangup(d.Reload)()
 			return d.Run(cmd.Context())
 		},
 	}
 	cmd.Flags().StringVar(&config, "config", "/etc/bodkin/agent.yaml", "configuration file")
 	cmd.Flags().BoolVar(&teardown, "teardown-on-exit", false, "end the tunnels when the agent stops (they stay by default)")
 	return cmd
+}
+
+// agentGC is the agent's GOGC, unless the environment says otherwise. Its heap is
+// small and mostly listings of charon's SAs that are soon forgotten: 2 MB less
+// memory on an edge are worth a tenth of a percent of its CPU.
+const agentGC = 40
+
+func spareMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(agentGC)
+	}
+}
+
+// onHangup calls f for each SIGHUP, which would end the process otherwise, until
+// stop is called.
+func onHangup(f func()) (stop func()) {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		for range hangups {
+			f()
+		}
+	})
+	return func() {
+		signal.Stop(hangups)
+		close(hangups)
+		waiting.Wait()
+	}
 }

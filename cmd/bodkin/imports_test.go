@@ -47,13 +47,16 @@ var rooms = map[string]room{
 	"punch/rewrite": {modules: []string{"github.com/google/nftables", "github.com/vishvananda/netlink", "golang.org/x/sys"}},
 	"punch/rawudp":  {modules: []string{"golang.org/x/sys", "golang.org/x/net"}},
 	"agent": {
-		rooms: []string{"rendezvous/wire", "punch", "punch/nat", "punch/rawudp", "punch/rewrite", "punch/portmap", "agent/charon", "internal/yamlfile", "internal/unixsock"},
+		rooms: []string{"rendezvous/wire", "punch", "punch/nat", "punch/rawudp", "punch/rewrite", "punch/portmap", "agent/charon", "agent/forward", "internal/yamlfile", "internal/unixsock"},
 		modules: []string{
 			"github.com/gorilla/websocket",
-			"golang.org/x/sys", // SO_MARK
+			"github.com/vishvananda/netlink", // addresses and routes
+			"golang.org/x/sys",               // SO_MARK
 		},
 	},
-	"agent/charon": {modules: []string{"github.com/strongswan/govici"}},
+	// Who may talk to whom through the connector, in the host's netfilter.
+	"agent/forward": {modules: []string{"github.com/google/nftables", "golang.org/x/sys"}},
+	"agent/charon":  {modules: []string{"github.com/strongswan/govici"}},
 	// Both daemons read their configuration alike, and do not know each other.
 	"internal/yamlfile": {modules: []string{"go.yaml.in/yaml/v3"}},
 	// Both open a command socket alike.
@@ -65,10 +68,14 @@ var rooms = map[string]room{
 	},
 	// The lab stands beside Bodkin: what it tests is the built binary.
 	"e2e/lab": {modules: []string{"github.com/strongswan/govici", "golang.org/x/sys", "golang.org/x/net"}},
-	"e2e":     {rooms: []string{"e2e/lab"}},
+	"e2e":     {rooms: []string{"e2e/lab"}, modules: []string{"golang.org/x/net"}},
 	"e2e/labrun": {
-		rooms:   []string{"e2e", "e2e/lab", "agent/charon"},
-		modules: []string{"github.com/spf13/cobra", "github.com/strongswan/govici", "golang.org/x/sys", "golang.org/x/net"},
+		rooms: []string{"e2e", "e2e/lab", "agent/charon",
+			"agent", "rendezvous/wire"}, // a thousand agents, without tunnels
+		modules: []string{
+			"github.com/spf13/cobra", "github.com/strongswan/govici", "golang.org/x/sys", "golang.org/x/net",
+			"github.com/gorilla/websocket",
+		},
 	},
 }
 

@@ -1,0 +1,308 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
+)
+
+// Timing of a renewal.
+const (
+	// renewalPoll is between looks whether certificate, key or CA have changed:
+	// certificates live for months, and a look is three calls of stat.
+	renewalPoll = 30 * time.Second
+	// renewalRetry is between looks at files that do not fit together: whoever
+	// writes them needs moments for all three.
+	renewalRetry = 2 * time.Second
+	// renewalPatience is how long they may not fit until that is said.
+	renewalPatience = time.Minute
+	// renewalTimeout bounds giving charon the new ones; it answers in milliseconds.
+	renewalTimeout = 3 * time.Second
+	// renewalBatch is how many connections are reloaded at a time, some
+	// milliseconds each in which the daemon does nothing else.
+	renewalBatch = 16
+	// A certificate's end is announced expiryNotice before it, or when the last
+	// expiryShare-th of its life has begun, whichever is later, and again each
+	// expiryReminder.
+	expiryNotice   = 30 * 24 * time.Hour
+	expiryShare    = 3
+	expiryReminder = 24 * time.Hour
+)
+
+// CertificateStatus is the certificate this node proves itself with.
+type CertificateStatus struct {
+	Serial    string    `json:"serial"` // in hexadecimal, as swanctl lists it
+	NotBefore time.Time `json:"notBefore"`
+	NotAfter  time.Time `json:"notAfter"`
+	// Problem is empty while all is well: the files are another node's or do not
+	// fit, or the certificate ends soon.
+	Problem string `json:"problem,omitempty"`
+}
+
+// renewal follows the files that the credentials were read from. It belongs to
+// the daemon's goroutine, but for asked.
+type renewal struct {
+	asked  atomic.Bool
+	lookAt time.Time
+	// files are as they were when the present credentials were read from them,
+	// zero before the first look.
+	files [3]fileMark
+	// problem is why the files were not taken, since when, and whether that was
+	// said.
+	problem string
+	since   time.Time
+	said    bool
+	// stale are the connections whose certificate in charon may be another than
+	// the present one.
+	stale map[string]bool
+	// notice is the last word on the certificate's validity.
+	notice   validity
+	noticeAt time.Time
+}
+
+// fileMark tells a file's content from another without reading it.
+type fileMark struct {
+	modified time.Time
+	size     int64
+	mode     fs.FileMode
+}
+
+// newRenewal takes the connections that are in charon already: nobody knows which
+// certificate they carry.
+func newRenewal(loaded []string) *renewal {
+	r := &renewal{stale: map[string]bool{}}
+	r.outdated(loaded)
+	return r
+}
+
+func (r *renewal) outdated(names []string) {
+	for _, n := range names {
+		r.stale[n] = true
+	}
+}
+
+// Reload has the agent look at its certificate, key and CA now, instead of when
+// it would do so by itself. It may be called from any goroutine.
+func (d *Daemon) Reload() { d.renewal.asked.Store(true) }
+
+// followCredentials takes new credentials from their files, and sees to it that
+// charon's connections carry them. Tunnels that stand are not touched.
+func (d *Daemon) followCredentials(ctx context.Context, now time.Time) {
+	asked := d.renewal.asked.Swap(false)
+	if asked || !now.Before(d.renewal.lookAt) {
+		d.renewal.lookAt = now.Add(renewalPoll)
+		d.renew(ctx, now, asked)
+		d.noticeExpiry(now)
+	}
+	d.refreshConnections(ctx)
+}
+
+// renew takes the credentials from their files if those have changed.
+func (d *Daemon) renew(ctx context.Context, now time.Time, asked bool) {
+	r := d.renewal
+	marks := marksOf(d.cfg) // first: what changes while it is read is seen next time
+	if !asked && r.problem == "" && marks == r.files {
+		return
+	}
+	next, err := readCredentials(d.cfg, now)
+	if err == nil {
+		err = d.take(ctx, now, next)
+	}
+	if err != nil {
+		r.lookAt = now.Add(renewalRetry)
+		if r.refused(now, err, asked) {
+			d.log.Warn("certificate not renewed; the one before stays in use", "err", err)
+		}
+		return
+	}
+	if r.said {
+		d.log.Info("certificate, key and CA are good again")
+	}
+	r.files, r.problem, r.said = marks, "", false
+}
+
+// refused notes why the files were not taken and reports whether that is to be
+// said: not while they may be half written, unless somebody has asked.
+func (r *renewal) refused(now time.Time, err error, asked bool) bool {
+	if r.problem == "" {
+		r.since = now
+	}
+	r.problem = err.Error()
+	say := asked || !r.said && now.Sub(r.since) >= renewalPatience
+	r.said = r.said || say
+	return say
+}
+
+func marksOf(cfg Config) (marks [3]fileMark) {
+	for i, path := range []string{cfg.Certificate, cfg.Key, cfg.CA} {
+		if info, err := os.Stat(path); err == nil {
+			marks[i] = fileMark{info.ModTime(), info.Size(), info.Mode()}
+		}
+	}
+	return marks
+}
+
+// take puts credentials in the place of the present ones, unless they are
+// another node's or not valid. charon has them before anybody can load a
+// connection with them.
+func (d *Daemon) take(ctx context.Context, now time.Time, next *credentials) error {
+	if next.equal(d.id.credentials()) {
+		return nil
+	}
+	if err := next.validNow(d.cfg, now); err != nil {
+		return err
+	}
+	if err := d.id.holds(next.leaf, d.cfg.Certificate); err != nil {
+		return err
+	}
+	if d.cfg.LoadCredentials {
+		ctx, cancel := context.WithTimeout(ctx, renewalTimeout)
+		defer cancel()
+		if err := d.vici.LoadCredentials(ctx, next.charon); err != nil {
+			return fmt.Errorf("not loaded into charon: %w", err)
+		}
+	}
+	d.id.current.Store(next)
+	d.renewal.outdated(d.owned.names())
+	d.log.Info("certificate renewed", "serial", serial(next.leaf), "until", next.leaf.NotAfter.UTC())
+	return nil
+}
+
+// equal compares what was in the files.
+func (c *credentials) equal(o *credentials) bool {
+	return bytes.Equal(c.charon.CertPEM, o.charon.CertPEM) && bytes.Equal(c.charon.KeyPEM, o.charon.KeyPEM) &&
+		bytes.Equal(bytes.Join(c.charon.CAPEMs, nil), bytes.Join(o.charon.CAPEMs, nil))
+}
+
+// holds reports as an error that a certificate is another node's: peers know
+// this one by its name.
+func (id *identity) holds(leaf *x509.Certificate, path string) error {
+	name, err := wire.NameOf(leaf)
+	if err != nil {
+		return err
+	}
+	subject, err := wire.IdentityOf(leaf)
+	if err != nil {
+		return err
+	}
+	if name != id.endpoint.Name || !wire.SameIdentity(subject, id.endpoint.ID) {
+		return fmt.Errorf("certificate: %s is %s's (%s), and this agent runs as %s (%s): put that node's back, or restart the agent to become the other",
+			path, name, subject, id.endpoint.Name, id.endpoint.ID)
+	}
+	return nil
+}
+
+// refreshConnections loads the connections of stale certificates again. An IKE
+// SA that stands keeps the configuration it was made from.
+func (d *Daemon) refreshConnections(ctx context.Context) {
+	if !d.charonUp || len(d.renewal.stale) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, renewalTimeout)
+	defer cancel()
+	left := renewalBatch
+	for name := range d.renewal.stale {
+		if left == 0 {
+			return // the rest next time
+		}
+		if !d.owned.has(name) {
+			delete(d.renewal.stale, name)
+			continue
+		}
+		t, r := d.tunnels[wire.NodeName(name)], d.runs[wire.NodeName(name)]
+		if t == nil || r == nil {
+			continue // the next run's
+		}
+		path := t.path
+		if t.peer.Plan == wire.PlanPublic {
+			// One that waits for its peer cannot wait for it with a certificate
+			// that this peer may refuse.
+			path = wire.Path{Kind: wire.PathPublic}
+		} else if !t.monitored {
+			continue // its path is not known yet
+		}
+		if err := r.load(ctx, path); err != nil {
+			d.log.Warn("connection not reloaded with the present certificate; trying again", "connection", name, "err", err)
+			return
+		}
+		left--
+		delete(d.renewal.stale, name)
+		d.log.Debug("connection reloaded with the present certificate", "connection", name)
+	}
+}
+
+// validity is what can be said of a certificate's time.
+type validity string
+
+const (
+	valid       validity = ""
+	endsSoon    validity = "ends soon"
+	expired     validity = "expired"
+	notYetValid validity = "not valid yet"
+)
+
+// validityOf judges by the wall clock, as the peers do.
+func validityOf(leaf *x509.Certificate, now time.Time) validity {
+	left, life := leaf.NotAfter.Sub(now), leaf.NotAfter.Sub(leaf.NotBefore)
+	switch {
+	case left < 0:
+		return expired
+	case now.Before(leaf.NotBefore):
+		return notYetValid
+	case left < min(expiryNotice, life/expiryShare):
+		return endsSoon
+	}
+	return valid
+}
+
+// explain says what a validity means and what to do.
+func (v validity) explain(leaf *x509.Certificate, now time.Time) string {
+	clock := now.UTC().Format(time.DateTime)
+	switch v {
+	case endsSoon:
+		return fmt.Sprintf("the certificate expires on %s: issue a new one and replace the files", leaf.NotAfter.UTC().Format(time.DateTime))
+	case expired:
+		return fmt.Sprintf("the certificate expired on %s, and this machine's clock says %s: tunnels stay, but nobody accepts new ones: issue a new one and replace the files",
+			leaf.NotAfter.UTC().Format(time.DateTime), clock)
+	case notYetValid:
+		return fmt.Sprintf("the certificate is not valid before %s, and this machine's clock says %s: tunnels stay, but nobody with that time accepts new ones: set the clock",
+			leaf.NotBefore.UTC().Format(time.DateTime), clock)
+	}
+	return ""
+}
+
+// noticeExpiry logs what is worth knowing of the certificate's time, when that
+// changes and every day.
+func (d *Daemon) noticeExpiry(now time.Time) {
+	r, leaf := d.renewal, d.id.credentials().leaf
+	v := validityOf(leaf, now)
+	if v == r.notice && (v == valid || now.Sub(r.noticeAt) < expiryReminder) {
+		return
+	}
+	switch {
+	case v != valid:
+		d.log.Warn("the certificate needs attention", "problem", v.explain(leaf, now), "serial", serial(leaf))
+	case r.notice != valid:
+		d.log.Info("the certificate is valid again", "serial", serial(leaf), "until", leaf.NotAfter.UTC())
+	}
+	r.notice, r.noticeAt = v, now
+}
+
+// status is what can be said of the certificate in use.
+func (r *renewal) status(c *credentials, now time.Time) CertificateStatus {
+	s := CertificateStatus{Serial: serial(c.leaf), NotBefore: c.leaf.NotBefore.UTC(), NotAfter: c.leaf.NotAfter.UTC()}
+	s.Problem = validityOf(c.leaf, now).explain(c.leaf, now)
+	if r.said {
+		s.Problem = "not renewed: " + r.problem
+	}
+	return s
+}
+
+func serial(leaf *x509.Certificate) string { return fmt.Sprintf("%x", leaf.SerialNumber) }
