@@ -20,6 +20,7 @@ type Pair struct {
 	Nodes        [2]string       `json:"nodes"`
 	State        string          `json:"state"`
 	Reason       string          `json:"reason"`
+	Relay        string          `json:"relay"` // the connector, while relayed
 	Paths        map[string]Path `json:"paths"`
 	Punching     bool            `json:"punching"`
 	Attempts     int             `json:"attempts"`
@@ -30,10 +31,10 @@ type Pair struct {
 	Packets  int    `json:"packets"`
 }
 
-// Failed reports whether an attempt has ended without a tunnel. While the next
-// one runs, the reason is still that of the last.
+// Failed reports whether an attempt has ended without a direct tunnel. While the
+// next one runs, the reason is still that of the last.
 func (p *Pair) Failed() bool {
-	return p.State == "down" && (p.Attempts > 1 || p.Attempts == 1 && !p.Punching)
+	return !IsDirect(p) && (p.Attempts > 1 || p.Attempts == 1 && !p.Punching)
 }
 
 // Path is how one node of a pair reaches the other.
@@ -47,7 +48,9 @@ type Observed struct {
 	Name     string         `json:"name"`
 	Online   bool           `json:"online"`
 	Observed netip.AddrPort `json:"observed"`
-	NAT      struct {
+	// Fingerprint is that of the certificate its agent came with.
+	Fingerprint string `json:"certificateSHA256"`
+	NAT         struct {
 		Present   bool   `json:"present"`
 		Mapping   string `json:"mapping"`
 		Filtering string `json:"filtering"`
@@ -209,6 +212,9 @@ func (c *Cluster) WaitPair(ctx context.Context, a, b *Node, cond func(*Pair) boo
 // IsDirect is a condition for WaitPair.
 func IsDirect(p *Pair) bool { return p.State == "direct" }
 
+// IsRelayed is a condition for WaitPair.
+func IsRelayed(p *Pair) bool { return p.State == "relayed" }
+
 // PingPod pings b's pod address from a's, through whatever tunnel there is.
 func (n *Node) PingPod(ctx context.Context, to *Node, count int, interval time.Duration) (lab.PingResult, error) {
 	return n.Ping(ctx, to.Pod, count, interval, n.Pod)
@@ -216,23 +222,34 @@ func (n *Node) PingPod(ctx context.Context, to *Node, count int, interval time.D
 
 // Status is what the node's agent says of itself.
 type Status struct {
+	// Local is where its shared port is open.
+	Local      []netip.AddrPort `json:"local"`
 	Rendezvous struct {
 		Connected bool `json:"connected"`
 	} `json:"rendezvous"`
 	Charon struct {
 		Connected bool `json:"connected"`
 	} `json:"charon"`
+	Certificate  Certificate `json:"certificate"`
+	StateProblem string      `json:"stateProblem"`
 	// PortMapping is the port its router maps to it, if it was asked to.
 	PortMapping struct {
 		Outside netip.AddrPort `json:"outside"`
 	} `json:"portMapping"`
 	Tunnels []struct {
-		Peer      string `json:"peer"`
-		State     string `json:"state"`
-		Reason    string `json:"reason"`
-		Monitored bool   `json:"monitored"`
-		Path      Path   `json:"path"`
+		Peer      string    `json:"peer"`
+		State     string    `json:"state"`
+		Reason    string    `json:"reason"`
+		Monitored bool      `json:"monitored"`
+		Path      Path      `json:"path"`
+		Since     time.Time `json:"since"`
 	} `json:"tunnels"`
+}
+
+// Certificate is what a node's status says of its own.
+type Certificate struct {
+	Serial  string `json:"serial"`
+	Problem string `json:"problem"`
 }
 
 // Status asks the node's agent with `bodkin status -o json`.

@@ -93,6 +93,8 @@ type ClusterOptions struct {
 	LogLevel string
 	// CommunitiesDir is passed to the rendezvous.
 	CommunitiesDir string
+	// NoRelay leaves what is not direct down.
+	NoRelay bool
 }
 
 // NewCluster starts a lab with a connector, and on it charon, the rendezvous
@@ -113,7 +115,10 @@ func NewCluster(ctx context.Context, o ClusterOptions) (*Cluster, error) {
 	if err != nil {
 		return c, err
 	}
-	if err := c.startRendezvous(ctx, host, o.CommunitiesDir); err != nil {
+	if err := host.EnableForwarding(); err != nil { // it relays between edges
+		return c, err
+	}
+	if err := c.startRendezvous(ctx, host, o); err != nil {
 		return c, err
 	}
 	c.Connector, err = c.addNode(ctx, host, "connector", "Connector")
@@ -159,7 +164,7 @@ func (c *Cluster) connectorHost(o ClusterOptions) (*lab.Host, error) {
 	return h, nil
 }
 
-func (c *Cluster) startRendezvous(ctx context.Context, h *lab.Host, communitiesDir string) error {
+func (c *Cluster) startRendezvous(ctx context.Context, h *lab.Host, o ClusterOptions) error {
 	cert, key, err := c.PKI().Issue("rendezvous."+c.Name, lab.CertOptions{Addrs: append(c.publicAddrs(), h.Addr())})
 	if err != nil {
 		return err
@@ -167,7 +172,10 @@ func (c *Cluster) startRendezvous(ctx context.Context, h *lab.Host, communitiesD
 	c.AdminSocket = filepath.Join(h.Dir(), "rdv.sock")
 	c.config = filepath.Join(h.Dir(), "rendezvous.yaml")
 	conf := fmt.Sprintf("certificate: %s\nkey: %s\nca: %s\nstore: %s\nadminSocket: %s\nlogLevel: %s\ncommunitiesDir: %q\nstatus: %s\n",
-		cert, key, c.PKI().CAPath(), filepath.Join(h.Dir(), "rendezvous.db"), c.AdminSocket, c.logLevel, communitiesDir, StatusAddr)
+		cert, key, c.PKI().CAPath(), filepath.Join(h.Dir(), "rendezvous.db"), c.AdminSocket, c.logLevel, o.CommunitiesDir, StatusAddr)
+	if o.NoRelay {
+		conf += "relay:\n  enabled: false\n"
+	}
 	if c.PublicAddr6.IsValid() {
 		conf += fmt.Sprintf("publicAddresses: %s\n", yamlList(c.publicAddrs()))
 	}
@@ -246,6 +254,15 @@ func (c *Cluster) AddEdgeAt(ctx context.Context, name string, at lab.HostOptions
 }
 
 func (c *Cluster) addNode(ctx context.Context, h *lab.Host, name, typ string) (*Node, error) {
+	n, err := c.prepareNode(h, name, typ)
+	if err != nil {
+		return nil, err
+	}
+	return n, n.StartAgent(ctx)
+}
+
+// prepareNode makes a node of a host: all but the agent runs.
+func (c *Cluster) prepareNode(h *lab.Host, name, typ string) (*Node, error) {
 	n := &Node{Host: h, Name: c.Name + "." + name, cluster: c}
 	n.Subnet = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 233, byte(64 + c.next), 0}), 24)
 	n.Pod = n.Subnet.Addr().Next()
@@ -272,7 +289,7 @@ func (c *Cluster) addNode(ctx context.Context, h *lab.Host, name, typ string) (*
 		return nil, err
 	}
 	c.nodes[n.Name] = n
-	return n, n.StartAgent(ctx)
+	return n, nil
 }
 
 // nodeSubnets are the host's own address, which the other nodes' pods may talk
@@ -326,4 +343,6 @@ func (n *Node) WriteSwanctl(text string) error {
 }
 
 // FreeAddr is a public address nobody in the lab has.
-func (c *Cluster) FreeAddr() netip.Addr { return netip.MustParseAddr("198.51.100.77") }
+func (c *Cluster) FreeAddr() netip.Addr { return freeAddr }
+
+var freeAddr = netip.MustParseAddr("198.51.100.77")

@@ -1,13 +1,14 @@
 package e2e
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/bodkin-net/bodkin/e2e/lab"
 )
 
 // Timing of the matrix.
@@ -40,14 +41,19 @@ type Outcome string
 // Outcomes. Undecided is what no pair may be.
 const (
 	Direct    Outcome = "direct"
+	Relayed   Outcome = "relayed"
 	Down      Outcome = "down"
 	Undecided Outcome = "undecided"
 )
 
-// Expected is what physics allows between two sites.
+// Expected is what physics allows between two sites: what cannot be direct goes
+// through the connector, which an edge reaches over UDP, too.
 func Expected(a, b Site) Outcome {
-	if len(Obstacles(a, b)) > 0 {
+	switch obstacles := Obstacles(a, b); {
+	case slices.Contains(obstacles, UDPBlocked):
 		return Down
+	case len(obstacles) > 0:
+		return Relayed
 	}
 	return Direct
 }
@@ -72,7 +78,7 @@ type Cell struct {
 	Ms        int64 `json:"ms"`
 	PingsSent int   `json:"pings_sent"`
 	PingsLost int   `json:"pings_lost"`
-	// Obstacles are why Expected is Down.
+	// Obstacles are why Expected is not Direct.
 	Obstacles []Obstacle `json:"obstacles,omitempty"`
 }
 
@@ -81,13 +87,13 @@ func (c Cell) Problem() string {
 	switch {
 	case c.Got != c.Expected:
 		return fmt.Sprintf("is %s, not %s: %s", c.Got, c.Expected, c.Reason)
-	case c.Got == Direct && c.PingsSent == 0:
+	case c.Got != Down && c.PingsSent == 0:
 		return "no ping was sent"
 	case c.PingsLost > 0:
 		return fmt.Sprintf("lost %d of %d pings", c.PingsLost, c.PingsSent)
-	case c.Got == Down && !c.reasonNamesObstacle():
+	case c.Got != Direct && !c.reasonNamesObstacle():
 		return fmt.Sprintf("the reason names none of %q: %q", c.Obstacles, c.Reason)
-	case c.Verdict.Outcome() != c.Got:
+	case c.Verdict.Expect != c.Got.forecast():
 		return fmt.Sprintf("the forecast was %q", c.Verdict)
 	case c.After.Expect != c.Verdict.Expect || c.After.Strategy != c.Verdict.Strategy:
 		return fmt.Sprintf("the verdict changed from %q to %q", c.Verdict, c.After)
@@ -144,7 +150,26 @@ func NewGrid(ctx context.Context, c *Cluster, sites []Site) (*Grid, error) {
 	if err := c.WaitDiscovered(ctx, all...); err != nil {
 		return nil, err
 	}
+	if err := g.waitConnected(ctx); err != nil {
+		return nil, err
+	}
 	return g, c.WaitMapped(ctx, mapped...)
+}
+
+// waitConnected waits until every edge that can has its tunnel with the
+// connector.
+func (g *Grid) waitConnected(ctx context.Context) error {
+	for _, nodes := range []map[Site]*Node{g.left, g.right} {
+		for site, n := range nodes {
+			if site.NAT == lab.UDPBlocked {
+				continue
+			}
+			if _, err := g.cluster.WaitPair(ctx, n, g.cluster.Connector, IsDirect); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Node is the edge of a site, on the left or on the right; nil if the site is
@@ -215,7 +240,7 @@ func (c *Cluster) WaitOffline(ctx context.Context, n *Node) error {
 }
 
 // RunCell makes the edge left in a and the one right in b a community, waits
-// for the outcome, pings when it is direct, and takes the community away again.
+// for the outcome, pings unless it is down, and takes the community away again.
 // An error means that the cell could not be tried.
 func (g *Grid) RunCell(ctx context.Context, a, b Site) (cell Cell, err error) {
 	cell = Cell{A: a.Name, B: b.Name, Expected: Expected(a, b), Got: Undecided, Obstacles: Obstacles(a, b)}
@@ -236,15 +261,18 @@ func (g *Grid) RunCell(ctx context.Context, a, b Site) (cell Cell, err error) {
 	defer func() { err = errors.Join(err, g.clear(ctx, community, left, right)) }()
 	err = g.outcome(ctx, &cell, left, right)
 	cell.Ms = time.Since(started).Milliseconds()
-	if err != nil || cell.Got != Direct {
+	if err != nil || cell.Got != Direct && cell.Got != Relayed {
 		return cell, err
 	}
 	pings, err := left.PingPod(ctx, right, matrixPings, matrixPingInterval)
 	cell.PingsSent, cell.PingsLost = pings.Sent, pings.Lost()
-	return cell, errors.Join(err, g.account(ctx, &cell, left, right))
+	if cell.Got == Direct {
+		err = errors.Join(err, g.account(ctx, &cell, left, right))
+	}
+	return cell, err
 }
 
-// outcome waits until the pair is direct, or down after an attempt.
+// outcome waits until the pair is direct, or not after an attempt.
 func (g *Grid) outcome(ctx context.Context, cell *Cell, a, b *Node) error {
 	wait, cancel := context.WithTimeout(ctx, verdictWait)
 	defer cancel()
@@ -259,7 +287,7 @@ func (g *Grid) outcome(ctx context.Context, cell *Cell, a, b *Node) error {
 		case IsDirect(p):
 			cell.Got = Direct
 		case p.Failed():
-			cell.Got = Down
+			cell.Got = Outcome(p.State)
 		}
 		return cell.Got != Undecided, nil
 	})
@@ -335,8 +363,11 @@ func (v Verdict) String() string {
 	return strings.Join(slices.DeleteFunc([]string{v.Expect, v.Strategy, v.Reason}, func(s string) bool { return s == "" }), ": ")
 }
 
-// Outcome is what should come of a pair: relayed is what the rendezvous calls
-// one that is down.
-func (v Verdict) Outcome() Outcome {
-	return cmp.Or(map[string]Outcome{"direct": Direct, "relay": Down}[v.Expect], Undecided)
+// forecast is the expectation of a verdict that an outcome bears out: what is not
+// direct needs a relay, also where there is no way to one.
+func (o Outcome) forecast() string {
+	if o == Direct {
+		return "direct"
+	}
+	return "relay"
 }

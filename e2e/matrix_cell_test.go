@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"reflect"
+	"slices"
 	"testing"
 )
 
@@ -24,7 +25,8 @@ func TestObstacles(t *testing.T) {
 			if got := Obstacles(a, b); !reflect.DeepEqual(got, want) {
 				t.Errorf("%s × %s: obstacles %q, want %q", a, b, got, want)
 			}
-			if got := Expected(a, b); (got == Direct) != (want == nil) {
+			blocked := slices.Contains(want, UDPBlocked)
+			if got := Expected(a, b); (got == Direct) != (want == nil) || (got == Down) != blocked {
 				t.Errorf("%s × %s: expected %s with obstacles %q", a, b, got, want)
 			}
 		}
@@ -46,8 +48,12 @@ func TestCellProblem(t *testing.T) {
 	ice := Verdict{Expect: "direct", Strategy: "ice", Reason: "both ports are known"}
 	relay := Verdict{Expect: "relay", Strategy: "ice", Reason: "both NATs are symmetric"}
 	good := Cell{Expected: Direct, Got: Direct, Ms: 80, PingsSent: 20, Strategy: "ice", Verdict: ice, After: ice}
+	relayed := Cell{
+		Expected: Relayed, Got: Relayed, Ms: 3000, PingsSent: 20, Reason: "both NATs are symmetric", Obstacles: []Obstacle{BothSymmetric},
+		Strategy: "ice", Verdict: relay, After: relay,
+	}
 	down := Cell{
-		Expected: Down, Got: Down, Ms: 3000, Reason: "both NATs are symmetric", Obstacles: []Obstacle{BothSymmetric},
+		Expected: Down, Got: Down, Ms: 3000, Reason: "UDP blocked", Obstacles: []Obstacle{UDPBlocked},
 		Strategy: "ice", Verdict: relay, After: relay,
 	}
 	with := func(c Cell, change func(*Cell)) Cell {
@@ -60,14 +66,17 @@ func TestCellProblem(t *testing.T) {
 		want string
 	}{
 		{"direct", good, ""},
+		{"relayed with the reason", relayed, ""},
+		{"relayed, no ping", with(relayed, func(c *Cell) { c.PingsSent = 0 }), "no ping was sent"},
 		{"down with the reason", down, ""},
-		{"direct although not expected", with(good, func(c *Cell) { c.Expected = Down }), "is direct, not down: "},
-		{"down although not expected", with(down, func(c *Cell) { c.Expected = Direct }), "is down, not direct: both NATs are symmetric"},
+		{"direct although not expected", with(good, func(c *Cell) { c.Expected = Relayed }), "is direct, not relayed: "},
+		{"relayed although not expected", with(relayed, func(c *Cell) { c.Expected = Direct }), "is relayed, not direct: both NATs are symmetric"},
+		{"down although not expected", with(relayed, func(c *Cell) { c.Got = Down }), "is down, not relayed: both NATs are symmetric"},
 		{"no outcome", with(down, func(c *Cell) { c.Got, c.Reason = Undecided, "punching" }), "is undecided, not down: punching"},
 		{"a lost ping", with(good, func(c *Cell) { c.PingsLost = 1 }), "lost 1 of 20 pings"},
 		{"no ping", with(good, func(c *Cell) { c.PingsSent = 0 }), "no ping was sent"},
-		{"another reason", with(down, func(c *Cell) { c.Reason = "b is offline" }), `the reason names none of ["symmetric"]: "b is offline"`},
-		{"one of two reasons", with(down, func(c *Cell) { c.Obstacles = []Obstacle{UDPBlocked, BothSymmetric} }), ""},
+		{"another reason", with(relayed, func(c *Cell) { c.Reason = "b is offline" }), `the reason names none of ["symmetric"]: "b is offline"`},
+		{"one of two reasons", with(relayed, func(c *Cell) { c.Obstacles = []Obstacle{UDPBlocked, BothSymmetric} }), ""},
 		{"direct against the forecast", with(good, func(c *Cell) { c.Verdict = relay }), `the forecast was "relay: ice: both NATs are symmetric"`},
 		{"no forecast", with(good, func(c *Cell) { c.Verdict = Verdict{} }), `the forecast was ""`},
 		{
@@ -112,6 +121,7 @@ func TestFailed(t *testing.T) {
 		{"not tried yet", Pair{State: "down"}, false},
 		{"first attempt runs", Pair{State: "down", Attempts: 1, Punching: true}, false},
 		{"first attempt is over", Pair{State: "down", Attempts: 1}, true},
+		{"relayed", Pair{State: "relayed", Attempts: 1}, true},
 		{"second attempt runs", Pair{State: "down", Attempts: 2, Punching: true}, true},
 		{"direct", Pair{State: "direct", Attempts: 1}, false},
 	} {

@@ -90,8 +90,8 @@ func TestNoCommonFamily(t *testing.T) {
 	p, err := c.WaitPair(ctx, a, b, func(p *Pair) bool { return p.State == "direct" || p.Failed() })
 	must(t, err)
 	for _, want := range []string{"no common address family", a.Name + " has IPv6 only", b.Name + " has IPv4 only"} {
-		if p.State == "direct" || !strings.Contains(p.Reason, want) {
-			t.Errorf("%s: %q; want down, since %q", p.State, p.Reason, want)
+		if p.State != "relayed" || !strings.Contains(p.Reason, want) {
+			t.Errorf("%s: %q; want relayed, since %q", p.State, p.Reason, want)
 		}
 	}
 }
@@ -145,8 +145,8 @@ func TestSameCarrier(t *testing.T) {
 			}
 			p, err := c.WaitPair(ctx, a, b, func(p *Pair) bool { return p.State == "direct" || p.Failed() })
 			must(t, err)
-			if want := "does not hairpin"; p.State == "direct" || !strings.Contains(p.Reason, want) || !strings.Contains(p.Verdict.Reason, want) {
-				t.Errorf("%s: %q, verdict %+v; want down, since the carrier %s", p.State, p.Reason, p.Verdict, want)
+			if want := "does not hairpin"; p.State != "relayed" || !strings.Contains(p.Reason, want) || !strings.Contains(p.Verdict.Reason, want) {
+				t.Errorf("%s: %q, verdict %+v; want relayed, since the carrier %s", p.State, p.Reason, p.Verdict, want)
 			}
 		})
 	}

@@ -81,8 +81,8 @@ func TestNoRewrite(t *testing.T) {
 	}
 	p, err := c.WaitPair(ctx, a, b, func(p *Pair) bool { return p.State == "direct" || p.Failed() })
 	must(t, err)
-	if p.State == "direct" || p.Verdict.Expect != "relay" || p.Strategy == "probe" {
-		t.Errorf("%+v; want it down as expected, and nothing searched", p)
+	if !IsRelayed(p) || p.Verdict.Expect != "relay" || p.Strategy == "probe" {
+		t.Errorf("%+v; want it relayed as expected, and nothing searched", p)
 	}
 	const cause = "operation not permitted"
 	for where, text := range map[string]string{
@@ -155,7 +155,7 @@ func TestPunchNever(t *testing.T) {
 	sent := crossing(t, c, a, b)
 	applyWith(ctx, t, c, "never", a, b)
 	forbidden := func(p *Pair) bool {
-		return p.State == "down" && strings.Contains(p.Reason, "forbidden (never)") && strings.Contains(p.Reason, "by community all-edges")
+		return IsRelayed(p) && strings.Contains(p.Reason, "forbidden (never)") && strings.Contains(p.Reason, "by community all-edges")
 	}
 	p, err := c.WaitPair(ctx, a, b, forbidden)
 	must(t, err)
@@ -193,8 +193,8 @@ func TestPunchICEOnly(t *testing.T) {
 	p, err := c.WaitPair(ctx, a, b, func(p *Pair) bool { return p.State == "direct" || p.Failed() })
 	must(t, err)
 	for _, text := range []string{p.Reason, p.Verdict.Reason} {
-		if p.State == "direct" || !strings.Contains(text, "forbidden (ice-only) for "+b.Name) {
-			t.Errorf("%s: %q; want it down, since %s forbids a search", p.State, text, b.Name)
+		if !IsRelayed(p) || !strings.Contains(text, "forbidden (ice-only) for "+b.Name) {
+			t.Errorf("%s: %q; want it relayed, since %s forbids a search", p.State, text, b.Name)
 		}
 	}
 	named := observedAt(ctx, t, c, a)

@@ -262,6 +262,7 @@ func strongswanConf(viciSocket string, kernelESP bool) string {
 	}
 	return `charon {
   load = random nonce aes sha1 sha2 hmac kdf drbg mgf1 gmp curve25519 chapoly ccm x509 pubkey pkcs1 pkcs8 pem constraints revocation ` + optional + ` ` + dataPlane + ` socket-default vici updown
+  make_before_break = yes
   filelog {
     stderr {
       default = 1

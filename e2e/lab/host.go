@@ -207,6 +207,10 @@ func (h *Host) AddAddress(prefix netip.Prefix) error {
 	return h.ns.ip(h.lab.ctx, fmt.Sprintf("addr add %s dev lo", hostPrefix(prefix.Addr())))
 }
 
+// EnableForwarding makes the host a router for IPv4, as a connector is that
+// relays between tunnels. One made by Lab.Router is that already.
+func (h *Host) EnableForwarding() error { return h.ns.sysctl("net/ipv4/ip_forward", "1") }
+
 // AddPublicAddr gives a host on the internet one more public address, IPv4 or
 // IPv6.
 func (h *Host) AddPublicAddr(addr netip.Addr) error {

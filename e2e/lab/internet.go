@@ -56,8 +56,12 @@ type internet struct {
 	mu          sync.RWMutex
 	table       []destination // longest prefix first
 	attachments []*attachment
+	broken      map[path]bool
 	closed      bool
 }
+
+// path is the way from one attachment to another.
+type path struct{ from, to *attachment }
 
 type destination struct {
 	prefix netip.Prefix
@@ -76,7 +80,7 @@ type attachment struct {
 }
 
 func newInternet(hops uint8) *internet {
-	return &internet{hops: hops, queue: newDelayQueue()}
+	return &internet{hops: hops, queue: newDelayQueue(), broken: make(map[path]bool)}
 }
 
 // attach takes over tun, which close closes.
@@ -123,6 +127,24 @@ func (n *internet) lookup(addr netip.Addr) *attachment {
 		}
 	}
 	return nil
+}
+
+func (n *internet) setPath(a, b *attachment, open bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, p := range []path{{a, b}, {b, a}} {
+		if open {
+			delete(n.broken, p)
+		} else {
+			n.broken[p] = true
+		}
+	}
+}
+
+func (n *internet) isBroken(p path) bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.broken[p]
 }
 
 // read forwards what a sends until its device is closed.
@@ -172,7 +194,7 @@ func (n *internet) send(from, to *attachment, h header, packet []byte) Fate {
 		return NoRoute
 	}
 	in := to.link.Load()
-	if in.loses() {
+	if in.loses() || n.isBroken(path{from, to}) {
 		return Lost
 	}
 	spend(packet, n.hops)

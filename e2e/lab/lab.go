@@ -73,7 +73,7 @@ type Lab struct {
 	mu         sync.Mutex // guards the fields below
 	closed     bool
 	hosts      map[string]*Host
-	processes  map[*Process]bool
+	processes  map[*Process]*namespace // that they were started in
 	namespaces []*namespace
 	lans       int // LAN prefixes handed out
 	publics    int // public addresses handed out
@@ -115,7 +115,7 @@ func New(ctx context.Context, opts Options) (*Lab, error) {
 		name: opts.Name, dir: entry.Dir, kernelESP: opts.KernelESP, log: opts.Log.With("lab", opts.Name), entry: entry, pki: pki,
 		internet:  newInternet(uint8(opts.Hops)),
 		hosts:     make(map[string]*Host),
-		processes: make(map[*Process]bool),
+		processes: make(map[*Process]*namespace),
 	}
 	l.ctx, l.cancel = context.WithCancel(ctx)
 	l.log.Info("lab started", "dir", l.dir, "hops", opts.Hops)
@@ -235,7 +235,7 @@ func (l *Lab) launch(ns *namespace, p *Process) error {
 	if err := ns.do(p.cmd.Start); err != nil {
 		return err
 	}
-	l.processes[p] = true
+	l.processes[p] = ns
 	l.waiters.Go(func() {
 		p.err = p.cmd.Wait()
 		close(p.done)

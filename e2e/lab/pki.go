@@ -31,8 +31,8 @@ const (
 	ECDSAP256 KeyKind = "ecdsa-p256"
 )
 
-// DefaultValidity is how long certificates are good for: longer than any lab
-// lives.
+// DefaultValidity is how long certificates are good for, and have been: longer
+// than any lab lives, also one whose clock is stepped by hours.
 const DefaultValidity = 24 * time.Hour
 
 // PKI is a certificate authority that keeps all it issues as PEM files in one
@@ -52,7 +52,7 @@ type CertOptions struct {
 	Key       KeyKind
 	DNSNames  []string     // beside the node's name
 	Addrs     []netip.Addr // IP addresses, as of a server that is dialled by address
-	NotBefore time.Time    // zero: a minute ago
+	NotBefore time.Time    // zero: DefaultValidity ago
 	NotAfter  time.Time    // zero: DefaultValidity from now
 }
 
@@ -118,7 +118,7 @@ func (p *PKI) template(node string, opts CertOptions) *x509.Certificate {
 	serial := p.serial
 	p.mu.Unlock()
 	if opts.NotBefore.IsZero() {
-		opts.NotBefore = time.Now().Add(-time.Minute)
+		opts.NotBefore = time.Now().Add(-DefaultValidity)
 	}
 	if opts.NotAfter.IsZero() {
 		opts.NotAfter = time.Now().Add(DefaultValidity)

@@ -273,6 +273,12 @@ func (r *Router) Reboot() error {
 	if err := r.applyNAT(); err != nil {
 		return err
 	}
+	return r.ForgetFlows()
+}
+
+// ForgetFlows flushes the router's conntrack and nothing else: what its NAT kind
+// keeps in tables of its own stays.
+func (r *Router) ForgetFlows() error {
 	_, err := r.ns.command(r.lab.ctx, nil, "", "conntrack", "-F")
 	return err
 }

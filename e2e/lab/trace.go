@@ -17,7 +17,7 @@ type Fate string
 // Fates.
 const (
 	Delivered Fate = "delivered"
-	Lost      Fate = "lost"     // on one of the two links, or the sender's is cut
+	Lost      Fate = "lost"     // on one of the two links, the sender's is cut, or the path broken
 	Expired   Fate = "expired"  // its TTL was too low to cross
 	NoRoute   Fate = "no route" // nobody has the destination
 )
