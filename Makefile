@@ -1,7 +1,7 @@
 # Everything a person types here. Sources of truth: go.mod for Go modules,
 # .ci/deps for Debian packages, this file for the linter's version.
 .DEFAULT_GOAL := help
-.PHONY: help build test e2e-kernel demo demo-stop matrix trace diagrams bench lint deps fmt clean FORCE
+.PHONY: help build test e2e-kernel demo demo-stop matrix trace diagrams bench faults herd soak lint deps fmt clean FORCE
 
 VERSION := $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo devel)
 
@@ -48,6 +48,15 @@ diagrams: deps build/bodkin build/labrun ## Draw the packets of each strategy in
 
 bench: deps build/bodkin build/labrun ## Measure against strongSwan mediation, write build/bench.json (needs root)
 	@build/labrun bench
+
+faults: deps build/bodkin build/labrun ## Break a direct pair in every way, write build/faults.json (RUNS=3; needs root)
+	@build/labrun faults --runs $(or $(RUNS),3) --document docs/outages.md
+
+herd: build/bodkin build/labrun ## Kill the rendezvous of many simulated agents, write build/herd.json (AGENTS=1000)
+	@build/labrun herd --agents $(or $(AGENTS),1000)
+
+soak: deps build/bodkin build/labrun ## Random faults and an invariant checker, write build/soak.json (MINUTES=10 SEED=N; needs root)
+	@build/labrun soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 lint: $(GOLANGCI) ## Run the linters of .golangci.yml
 	$(GOLANGCI) run ./...

@@ -44,9 +44,17 @@ const (
 	mediatedNet  = "peer-p2p"
 )
 
+// mediationOptions say where the two clients stand.
+type mediationOptions struct {
+	nats [2]lab.NATKind
+	link lab.Link
+	// dpd is charon's dead peer detection delay, 0 for none.
+	dpd time.Duration
+}
+
 // newMediation starts server and clients in l, and returns when both mediation
 // SAs are up.
-func newMediation(ctx context.Context, l *lab.Lab, kind lab.NATKind, edgeLink lab.Link) (*mediation, error) {
+func newMediation(ctx context.Context, l *lab.Lab, o mediationOptions) (*mediation, error) {
 	server, err := l.Host("med", lab.HostOptions{})
 	if err != nil {
 		return nil, err
@@ -59,12 +67,12 @@ func newMediation(ctx context.Context, l *lab.Lab, kind lab.NATKind, edgeLink la
 	for i, end := range []*mediated{&m.left, &m.right} {
 		end.pods = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 234, byte(i), 0}), 24)
 		end.pod = end.pods.Addr().Next()
-		if err := end.build(l, fmt.Sprintf("m%d", i), kind, edgeLink); err != nil {
+		if err := end.build(l, fmt.Sprintf("m%d", i), o.nats[i], o.link); err != nil {
 			return nil, err
 		}
 	}
 	for _, ends := range [][2]*mediated{{&m.left, &m.right}, {&m.right, &m.left}} {
-		conf := mediatedConf(server.Addr(), serverNode, *ends[0], *ends[1])
+		conf := mediatedConf(server.Addr(), serverNode, *ends[0], *ends[1], o.dpd)
 		if err := ends[0].register(ctx, conf); err != nil {
 			return nil, err
 		}
@@ -184,12 +192,13 @@ func mediatorConf(node string) string {
 
 // mediatedConf has the shape of Bodkin's own connections where mediation does
 // not need another: ports, proposals, selectors.
-func mediatedConf(server netip.Addr, serverNode string, self, peer mediated) string {
+func mediatedConf(server netip.Addr, serverNode string, self, peer mediated, dpd time.Duration) string {
 	return fmt.Sprintf(`connections {
   %[1]s {
     version = 2
     mediation = yes
     mobike = no
+    dpd_delay = %[12]ds
     local_port = 4500
     remote_port = 4500
     remote_addrs = %[2]s
@@ -206,6 +215,7 @@ func mediatedConf(server netip.Addr, serverNode string, self, peer mediated) str
   %[5]s {
     version = 2
     mobike = no
+    dpd_delay = %[12]ds
     local_port = 4500
     proposals = %[10]s
     mediated_by = %[1]s
@@ -229,5 +239,5 @@ func mediatedConf(server netip.Addr, serverNode string, self, peer mediated) str
   }
 }
 `, mediatorConn, server, subject(self.node), subject(serverNode), mediatedConn, subject(peer.node),
-		mediatedNet, self.pods, peer.pods, ikeProposals, espProposals)
+		mediatedNet, self.pods, peer.pods, ikeProposals, espProposals, int(dpd.Seconds()))
 }

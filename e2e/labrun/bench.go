@@ -61,7 +61,8 @@ func benchCommand() *cobra.Command {
 
 const benchExplained = `Time to the first ping through the strongSwan tunnel: one is sent every 10 ms, the first answer counts;
 port-restricted NATs on both sides; the link to the rendezvous (the mediator) has no delay of its own,
-so it is half as far from an edge as the other edge is. Both methods alternate in one lab.
+so it is half as far from an edge as the other edge is. Both methods alternate in one lab. The relay is off:
+with it the first ping would not wait for the direct tunnel.
   ours:      both agents online and their NATs known; from sending the community.
   mediation: both mediation SAs up; from strongSwan's "initiate".
   cold:      from starting the second edge's agent, its community being in force.
@@ -136,7 +137,7 @@ type race struct {
 }
 
 func measureTimes(ctx context.Context, o benchOptions, delay time.Duration) (t times, err error) {
-	cluster, err := e2e.NewCluster(ctx, e2e.ClusterOptions{Bin: o.bin, LogLevel: "info"})
+	cluster, err := e2e.NewCluster(ctx, e2e.ClusterOptions{Bin: o.bin, LogLevel: "info", NoRelay: true})
 	if cluster != nil {
 		defer func() { err = errors.Join(err, cluster.Close()) }()
 	}
@@ -192,7 +193,7 @@ func newRace(ctx context.Context, cluster *e2e.Cluster, edgeLink lab.Link) (*rac
 		return nil, err
 	}
 	var err error
-	r.mediation, err = newMediation(ctx, cluster.Lab, benchNAT, edgeLink)
+	r.mediation, err = newMediation(ctx, cluster.Lab, mediationOptions{nats: [2]lab.NATKind{benchNAT, benchNAT}, link: edgeLink})
 	return r, err
 }
 

@@ -21,10 +21,12 @@ const (
 	// progress is seen as it happens.
 	lookEvery = 50 * time.Millisecond
 	// joinTimeout is for all nodes to come online, and settleTimeout for all
-	// pairs to be direct or given up once. Both take a second or two; a busy
+	// pairs to be direct. Both take a second or two; a busy
 	// machine may take long.
 	joinTimeout   = 30 * time.Second
 	settleTimeout = 30 * time.Second
+	// cutFor is how long a way stays cut once its pair is relayed.
+	cutFor = 2 * time.Second
 	// natTimeout is how long the first act waits for what the NATs do. It is
 	// told when it is known; nothing depends on it.
 	natTimeout = 5 * time.Second
@@ -132,7 +134,10 @@ func (d *demo) show(ctx context.Context) error {
 		return err
 	}
 	d.listSAs(ctx)
-	return d.report(results)
+	d.heading("5. Pairs")
+	problem := d.report(results)
+	d.heading("6. The way between nat1 and nat3 is cut, and mended")
+	return errors.Join(problem, d.cut(ctx))
 }
 
 // during does work and meanwhile prints what the rendezvous tells.
@@ -225,27 +230,19 @@ func (d *demo) apply(ctx context.Context) error {
 	return err
 }
 
-// settle waits until every pair is direct, and then until noHole has at least
-// been tried. Pairs that do not get there in time are for report to tell.
+// settle waits until every pair is direct. Pairs that do not get there in time
+// are for report to tell.
 func (d *demo) settle(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
 	_ = d.during(limited, func(ctx context.Context) error {
 		for _, p := range demoPairs() {
-			if p == noHole {
-				continue
-			}
 			if err := d.await(ctx, p, e2e.IsDirect); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	pair, err := d.net.Pair(ctx, d.net.nodes[noHole[0]], d.net.nodes[noHole[1]])
-	if err == nil && pair != nil && !triedOnce(pair) {
-		d.event(event{noHole[0] + " – " + noHole[1], "no way through so far; its first attempt still runs", faint})
-	}
-	_ = d.during(limited, func(ctx context.Context) error { return d.await(ctx, noHole, triedOnce) })
 	return ctx.Err()
 }
 
@@ -292,16 +289,10 @@ func (d *demo) listSAs(ctx context.Context) {
 }
 
 func (d *demo) report(results []result) error {
-	d.heading("5. Pairs")
 	d.table(resultRows(results))
-	for _, r := range results {
-		if r.names == noHole && !r.direct() && r.pair != nil {
-			d.printf("\n%s\n", noHoleWords(r))
-		}
-	}
 	wrong := faults(results)
 	if len(wrong) == 0 {
-		d.printf("\n%s after %.0f s: every pair that can be direct is, and all its pings came through.\n",
+		d.printf("\n%s after %.0f s: every pair is direct, and all its pings came through.\n",
 			d.paint(good, "Done"), time.Since(d.begun).Seconds())
 		return nil
 	}
@@ -310,6 +301,44 @@ func (d *demo) report(results []result) error {
 		d.printf("  %s\n", w)
 	}
 	return fmt.Errorf("%d of %d pairs are not as they should be", len(wrong), len(results))
+}
+
+// cut breaks the way between two edges while pings flow, as a firewall does that
+// drops what it does not know, and mends it again.
+func (d *demo) cut(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	a, b := d.net.nodes[cutPair[0]], d.net.nodes[cutPair[1]]
+	stream, err := a.StartStream(ctx, b)
+	if err != nil {
+		return err
+	}
+	err = d.during(ctx, func(ctx context.Context) error { return d.cutAndMend(ctx, a, b) })
+	echos := stream.Stop()
+	if err != nil {
+		return fmt.Errorf("%s – %s cut: %w", cutPair[0], cutPair[1], err)
+	}
+	d.printf("\n%d pings, one each %s: %d lost.\n", len(echos), millis(e2e.StreamEvery), echos.Lost())
+	return nil
+}
+
+func (d *demo) cutAndMend(ctx context.Context, a, b *e2e.Node) error {
+	if err := pause(ctx, cutFor); err != nil { // pings flow
+		return err
+	}
+	if err := d.net.SetPath(a.Host, b.Host, false); err != nil {
+		return err
+	}
+	if err := d.await(ctx, cutPair, e2e.IsRelayed); err != nil {
+		return err
+	}
+	if err := pause(ctx, cutFor); err != nil {
+		return err
+	}
+	if err := d.net.SetPath(a.Host, b.Host, true); err != nil {
+		return err
+	}
+	return d.await(ctx, cutPair, e2e.IsDirect)
 }
 
 // lookAround tells what can be done with a demo that stays.

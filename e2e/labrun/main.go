@@ -36,6 +36,6 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(demoCommand(), demoStopCommand(), matrixCommand(), traceCommand(), diagramsCommand(), benchCommand())
+	root.AddCommand(demoCommand(), demoStopCommand(), matrixCommand(), traceCommand(), diagramsCommand(), benchCommand(), herdCommand(), faultsCommand(), soakCommand())
 	return root
 }

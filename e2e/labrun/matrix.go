@@ -147,7 +147,7 @@ func columns(cells []e2e.Cell) []string {
 }
 
 // printMatrix prints the grid, a line for each left site, and below it why
-// pairs are down.
+// pairs are not direct.
 func printMatrix(out io.Writer, cells []e2e.Cell) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "a \\ b\t%s", strings.Join(columns(cells), "\t"))
@@ -171,8 +171,8 @@ func printMatrix(out io.Writer, cells []e2e.Cell) {
 	}
 }
 
-// causes are why pairs are down, a line for each reason with all that have it.
-// Of a pair that is meant to be down the forecast says it shortest.
+// causes are why pairs are not direct, a line for each reason with all that have it.
+// Of a pair that is not meant to be the forecast says it shortest.
 func causes(cells []e2e.Cell) []string {
 	var reasons []string
 	pairs := map[string][]string{}
@@ -206,18 +206,21 @@ func cellText(c e2e.Cell) string {
 }
 
 func tally(cells []e2e.Cell) string {
-	direct, lost, sent := 0, 0, 0
+	direct, relayed, lost, sent := 0, 0, 0, 0
 	for _, c := range cells {
-		if c.Got == e2e.Direct {
+		switch c.Got {
+		case e2e.Direct:
 			direct++
+		case e2e.Relayed:
+			relayed++
 		}
 		sent += c.PingsSent
 		lost += c.PingsLost
 	}
-	return fmt.Sprintf("%d of %d pairs are direct; %d of %d pings through their tunnels were lost.", direct, len(cells), lost, sent)
+	return fmt.Sprintf("%d of %d pairs are direct, %d relayed; %d of %d pings were lost.", direct, len(cells), relayed, lost, sent)
 }
 
-// footnotes explain why pairs are down, in the order they are numbered.
+// footnotes explain why pairs are not direct, in the order they are numbered.
 var footnotes = []struct {
 	obstacle e2e.Obstacle
 	mark     string

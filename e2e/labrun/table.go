@@ -43,18 +43,14 @@ func headings(texts ...string) []cell {
 }
 
 func (r result) row() []cell {
-	wrong := bad
-	if r.names == noHole {
-		wrong = faint
-	}
 	loss := cell{fmt.Sprintf("%d of %d", r.ping.Lost(), r.ping.Sent), good}
 	if r.ping.Lost() > 0 {
-		loss.tone = wrong
+		loss.tone = bad
 	}
 	name, rtt := cell{text: r.names[0] + " – " + r.names[1]}, cell{text: medianRTT(r.ping)}
 	if !r.direct() {
 		none := cell{text: "-"}
-		return []cell{name, {r.state(), wrong}, none, none, none, none, loss, rtt}
+		return []cell{name, {r.state(), bad}, none, none, none, none, loss, rtt}
 	}
 	there, back := r.ends()
 	return []cell{
@@ -100,14 +96,13 @@ func medianRTT(p lab.PingResult) string {
 	return millis(time.Duration(median(values)))
 }
 
-// faults says what is not as it should be: every pair but noHole direct, with
-// every ping answered.
+// faults says what is not as it should be: every pair direct, with every ping
+// answered.
 func faults(results []result) []string {
 	var out []string
 	for _, r := range results {
 		who := r.names[0] + " – " + r.names[1]
 		switch {
-		case r.names == noHole:
 		case r.pair == nil:
 			out = append(out, who+": the rendezvous does not know this pair")
 		case !r.direct():
@@ -117,11 +112,4 @@ func faults(results []result) []string {
 		}
 	}
 	return out
-}
-
-// noHoleWords say what became of the pair that checks cannot connect.
-func noHoleWords(r result) string {
-	return fmt.Sprintf("%s – %s is %s, and that is as expected: %s's NAT takes another port for each destination,\n"+
-		"and %s's lets in only ports it has sent to, so neither can aim at the other. It is tried again and\n"+
-		"again, in growing intervals.", r.names[0], r.names[1], r.state(), noHole[1], noHole[0])
 }

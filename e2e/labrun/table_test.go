@@ -20,6 +20,7 @@ func answered(n int) lab.PingResult {
 
 func TestFaults(t *testing.T) {
 	direct, down := pair("direct", "", 1), pair("down", "no check was answered", 1)
+	relayed := pair("relayed", "no check was answered", 1)
 	for name, test := range map[string]struct {
 		result result
 		want   string // empty: none
@@ -29,9 +30,8 @@ func TestFaults(t *testing.T) {
 		"direct, never pinged":    {result{nodePair{"edge1", "edge3"}, &direct, lab.PingResult{}}, "0 of 0 pings"},
 		"down":                    {result{nodePair{"edge1", "edge3"}, &down, answered(0)}, "is down: no check was answered"},
 		"down, but pings through": {result{nodePair{"edge1", "edge3"}, &down, answered(20)}, "is down: no check was answered"},
+		"relayed":                 {result{nodePair{"edge1", "edge3"}, &relayed, answered(20)}, "is relayed: no check was answered"},
 		"unknown":                 {result{nodePair{"edge1", "edge3"}, nil, answered(0)}, "does not know this pair"},
-		"no hole, down":           {result{noHole, &down, answered(0)}, ""},
-		"no hole, direct":         {result{noHole, &direct, answered(20)}, ""},
 	} {
 		got := strings.Join(faults([]result{test.result}), "\n")
 		if (got == "") != (test.want == "") || !strings.Contains(got, test.want) {

@@ -56,10 +56,8 @@ var (
 // nodePair is a pair by its hosts' names.
 type nodePair [2]string
 
-// noHole is the pair that cannot be punched by checks alone: edge2's NAT takes
-// another port for every destination, and edge1's lets in only ports it has
-// sent to.
-var noHole = nodePair{"edge1", "edge2"}
+// cutPair is the pair whose way is cut to show what happens then.
+var cutPair = nodePair{"edge1", "edge3"}
 
 // demoPairs are all pairs there shall be: the edges among each other, as the
 // community says, and each with the connector, as FabEdge does.

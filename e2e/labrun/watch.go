@@ -95,8 +95,11 @@ func known(behaviour string) string {
 	return behaviour
 }
 
-// stateDirect is a pair's state in the API.
-const stateDirect = "direct"
+// A pair's states in the API.
+const (
+	stateDirect  = "direct"
+	stateRelayed = "relayed"
+)
 
 func pairEvents(was, is e2e.Pair) []event {
 	who := short(is.Nodes[0]) + " – " + short(is.Nodes[1])
@@ -111,6 +114,12 @@ func pairEvents(was, is e2e.Pair) []event {
 	switch {
 	case is.State == stateDirect && was.State != stateDirect:
 		events = append(events, event{who, "direct in " + millis(is.TimeToDirect) + " over " + pathWords(is), good})
+	case is.State != was.State && is.State == stateRelayed:
+		what := "relayed through " + short(is.Relay)
+		if was.State == stateDirect {
+			what += ": " + is.Reason
+		}
+		events = append(events, event{who, what, plain})
 	case is.State != stateDirect && was.State == stateDirect:
 		events = append(events, event{who, is.State + ": " + is.Reason, bad})
 	case is.Failed() && is.Reason != was.Reason:
@@ -118,9 +127,6 @@ func pairEvents(was, is e2e.Pair) []event {
 	}
 	return events
 }
-
-// triedOnce is a condition for e2e's WaitPair.
-func triedOnce(p *e2e.Pair) bool { return e2e.IsDirect(p) || p.Failed() }
 
 // natsKnown reports whether every node's NAT is known.
 func natsKnown(nodes []e2e.Observed) bool {

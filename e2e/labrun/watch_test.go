@@ -72,6 +72,11 @@ func TestWatcherTellsEachChangeOnce(t *testing.T) {
 				"edge1 – edge3: direct in 84 ms over 203.0.113.2[7953] ⇄ 203.0.113.4[4500]",
 			}},
 		},
+		"a pair is relayed first, and again": {
+			{pairs: []e2e.Pair{relayed("punching")}, want: []string{"edge1 – edge3: punching", "edge1 – edge3: relayed through connector"}},
+			{pairs: []e2e.Pair{pair("direct", "", 1)}, want: []string{"edge1 – edge3: direct in 84 ms over 203.0.113.2[7953] ⇄ 203.0.113.4[4500]"}},
+			{pairs: []e2e.Pair{relayed("no consent")}, want: []string{"edge1 – edge3: relayed through connector: no consent"}},
+		},
 		"a pair that fails is told why once": {
 			{pairs: []e2e.Pair{pair("down", "waiting for edge3", 0)}},
 			{pairs: []e2e.Pair{pair("down", "both NATs are symmetric", 1)}, want: []string{
@@ -96,20 +101,10 @@ func TestWatcherTellsEachChangeOnce(t *testing.T) {
 	}
 }
 
-func TestTriedOnceWaitsForTheAttemptsEnd(t *testing.T) {
-	for name, test := range map[string]struct {
-		pair e2e.Pair
-		want bool
-	}{
-		"not begun":       {pair("down", "waiting for edge3", 0), false},
-		"under way":       {pair("down", "punching", 1), false},
-		"failed":          {pair("down", "both NATs are symmetric", 1), true},
-		"direct after it": {pair("direct", "", 2), true},
-	} {
-		if got := triedOnce(&test.pair); got != test.want {
-			t.Errorf("%s: %t, want %t", name, got, test.want)
-		}
-	}
+func relayed(reason string) e2e.Pair {
+	p := pair("relayed", reason, 1)
+	p.Relay = "beijing.connector"
+	return p
 }
 
 func TestCommunityFileNamesEveryEdgeOfTheDiagram(t *testing.T) {
