@@ -259,19 +259,26 @@ func destination(packet []byte) netip.Addr {
 
 // resend routes packets again, with the headers that they have.
 func resend(packets [][]byte) error {
+	return errors.Join(resendOver(unix.AF_INET, packets), resendOver(unix.AF_INET6, packets))
+}
+
+// resendOver is resend for the packets of one address family.
+func resendOver(family int, packets [][]byte) error {
+	packets = slices.DeleteFunc(slices.Clone(packets), func(p []byte) bool {
+		of, _ := socketAddr(destination(p))
+		return of != family
+	})
+	if len(packets) == 0 {
+		return nil // a host may be without one of them
+	}
+	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return fmt.Errorf("raw socket: %w", err)
+	}
+	defer unix.Close(fd)
 	var errs []error
-	sockets := map[int]int{}
 	for _, p := range packets {
-		family, to := socketAddr(destination(p))
-		fd, open := sockets[family]
-		if !open {
-			var err error
-			if fd, err = unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err != nil {
-				return fmt.Errorf("raw socket: %w", err)
-			}
-			defer unix.Close(fd) //nolint:errcheck // nothing is lost with it
-			sockets[family] = fd
-		}
+		_, to := socketAddr(destination(p))
 		errs = append(errs, unix.Sendto(fd, p, 0, to))
 	}
 	return errors.Join(errs...)
