@@ -15,12 +15,14 @@ import (
 func TestPageSaysWhatIsKnown(t *testing.T) {
 	src := sampleSource()
 	src.snap.Communities[0].Punch = wire.PolicyICEOnly
+	src.troubled = "certificate not renewed: no such file"
 	w := apiCall(t, newStatusHandler(src, newMetrics(), ""), "GET", "/", nil)
 	if got := w.Header().Get("Content-Type"); w.Code != 200 || got != "text/html; charset=utf-8" {
 		t.Fatalf("%d, %s", w.Code, got)
 	}
 	body := w.Body.String()
 	for _, want := range []string{
+		`<p class="problem" id="trouble">certificate not renewed: no such file</p>`,
 		`<dd><b>3</b> of 4</dd>`,
 		`<dd><b>2</b> of 5</dd>`,
 		`<a href="#pairs">Pairs relayed</a></dt><dd><b>1</b></dd>`,
