@@ -40,3 +40,17 @@ func (begin) isEffect() {}
 func (renew) isEffect() {}
 func (stop) isEffect()  {}
 func (tell) isEffect()  {}
+
+func (t *tunnel) tell(o wire.Outcome, path wire.Path, reason string, elapsed time.Duration) {
+	r := t.report(o, reason)
+	r.Path, r.ElapsedMs, r.Packets, r.Relay = path, max(0, elapsed.Milliseconds()), t.packets, t.relay
+	t.do(tell{r})
+}
+
+func (t *tunnel) report(o wire.Outcome, reason string) *wire.Report {
+	r := &wire.Report{Peer: t.name(), Outcome: o, Reason: reason}
+	if t.order != nil && !t.own {
+		r.Attempt = t.order.Attempt
+	}
+	return r
+}

@@ -155,6 +155,27 @@ func TestMissing(t *testing.T) {
 	}
 }
 
+// A relay that a connector has narrowed to its own subnets leads to nobody else.
+func TestRelaying(t *testing.T) {
+	child := func(name string, state charon.State, remote ...charon.Selector) charon.ChildSA {
+		return charon.ChildSA{Name: "a.connector" + name, State: state, RemoteTS: remote}
+	}
+	own := child(podToPod, charon.StateInstalled, "10.233.0.0/18")
+	for name, tt := range map[string]struct {
+		children []charon.ChildSA
+		want     bool
+	}{
+		"none":        {[]charon.ChildSA{own}, false},
+		"wide":        {[]charon.ChildSA{own, child(relayChild, charon.StateInstalled, "10.233.0.0/16")}, true},
+		"narrowed":    {[]charon.ChildSA{own, child(relayChild, charon.StateInstalled, "10.233.0.0/18")}, false},
+		"being ended": {[]charon.ChildSA{own, child(relayChild, charon.StateDeleting, "10.233.0.0/16")}, false},
+	} {
+		if got := relaying(charon.SA{Name: "a.connector", Children: tt.children}); got != tt.want {
+			t.Errorf("%s: %v; want %v", name, got, tt.want)
+		}
+	}
+}
+
 // What a failed attempt has come no further with than a check is not a tunnel.
 func TestChecksOnly(t *testing.T) {
 	named := func(names ...string) (sa charon.SA) {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/bodkin-net/bodkin/agent/charon"
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
 func TestPauseFor(t *testing.T) {
@@ -93,4 +94,35 @@ func TestPollerPace(t *testing.T) {
 		cancel()
 		running.Wait()
 	})
+}
+
+// What stands and is not checked has to be noticed by its traffic alone; a tunnel
+// with the connector has nothing to take its place.
+func TestTunnelUnwatched(t *testing.T) {
+	found := func(relay bool) *tunnel {
+		tun := newTunnel(wire.Peer{Endpoint: wire.Endpoint{Name: "a.found"}}, "store", t0)
+		tun.adopted(t0, path1)
+		tun.relays(tun.run, relay, "")
+		return tun
+	}
+	public := newTunnel(publicPeer, "store", t0)
+	public.adopted(t0, path1)
+	failed := iceIn("direct")
+	failed.ordered(t0, orderFor(icePeer, "a2"), 8)
+	failed.failed(t0, 8, "no path", false)
+	for name, tt := range map[string]struct {
+		tun  *tunnel
+		want bool
+	}{
+		"down":                      {iceIn("punching"), false},
+		"direct":                    {iceIn("direct"), false},
+		"after an attempt":          {failed, true},
+		"found in charon":           {found(false), true},
+		"found in charon, relaying": {found(true), false},
+		"the connector's":           {public, false},
+	} {
+		if got := tt.tun.unwatched(); got != tt.want {
+			t.Errorf("%s: %v; want %v", name, got, tt.want)
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"net/netip"
 	"slices"
 
 	"github.com/bodkin-net/bodkin/agent/charon"
@@ -20,9 +21,30 @@ func checking(sa charon.SA, c charon.ChildSA) bool { return c.Name == sa.Name+ch
 // carrying reports whether a CHILD SA is the tunnel's proper.
 func carrying(sa charon.SA, c charon.ChildSA) bool { return !checking(sa, c) }
 
-// relaying reports whether an SA with a connector has a relay that works.
+// relaying reports whether an SA with a connector has a relay that works: one that
+// leads further than the other children do, to the connector's own subnets. (A
+// connector that had not loaded its side narrows it to those.)
 func relaying(sa charon.SA) bool {
-	return slices.ContainsFunc(sa.Children, func(c charon.ChildSA) bool { return c.Name == sa.Name+relayChild && installed(c) })
+	var near []netip.Prefix
+	for _, c := range sa.Children {
+		if c.Name != sa.Name+relayChild {
+			near = append(near, prefixesOf(c.RemoteTS)...)
+		}
+	}
+	return slices.ContainsFunc(sa.Children, func(c charon.ChildSA) bool {
+		return c.Name == sa.Name+relayChild && installed(c) && slices.ContainsFunc(prefixesOf(c.RemoteTS), func(p netip.Prefix) bool {
+			return !slices.ContainsFunc(near, func(n netip.Prefix) bool { return n.Bits() <= p.Bits() && n.Contains(p.Addr()) })
+		})
+	})
+}
+
+func prefixesOf(selectors []charon.Selector) (out []netip.Prefix) {
+	for _, s := range selectors {
+		if p, ok := s.Prefix(); ok {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // checksOnly reports whether an SA has come no further than a check.

@@ -16,10 +16,10 @@ func TestAdoptedTunnelDies(t *testing.T) {
 	a, ra := edge(ctx, t, c, "edge1", lab.PortRestricted)
 	b, rb := edge(ctx, t, c, "edge2", lab.PortRestricted)
 	must(t, c.WaitOnline(ctx, c.Connector, a, b))
-	must(t, c.Apply(ctx, "all-edges", a, b))
+	must(t, c.ApplyLimited(ctx, "all-edges", "never", a, b))
+	relayed(ctx, t, c, a, b)
+	must(t, c.ApplyLimited(ctx, "all-edges", "auto", a, b))
 	direct(ctx, t, c, a, b)
-	direct(ctx, t, c, a, c.Connector)
-	direct(ctx, t, c, b, c.Connector)
 
 	c.Rendezvous().Kill()
 	a.Agent().Kill()

@@ -127,6 +127,11 @@ func TestRelayed(t *testing.T) {
 	t.Run("communities changed", func(t *testing.T) {
 		must(t, c.Apply(ctx, "second", b, d, a))
 		relayed(ctx, t, c, a, d)
+		// The rendezvous says so when it has told the connector, who needs a moment.
+		must(t, c.until(ctx, a.Name+" reaches "+d.Name, func() (bool, error) {
+			res, err := a.PingPod(ctx, d, 1, time.Second)
+			return res.Received == 1, err
+		}))
 		pings(ctx, t, a, d)
 		must(t, c.Apply(ctx, "second", b, d))
 		must(t, c.until(ctx, d.Name+" cannot reach "+a.Name+" any more", func() (bool, error) {
