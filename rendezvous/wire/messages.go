@@ -232,19 +232,6 @@ type Peers struct {
 	Peers []Peer `json:"peers"`
 }
 
-// Forwarding tells a connector between which of its edges it relays: the
-// members of one group may talk to each other, and nobody else. Always the
-// complete set.
-type Forwarding struct {
-	Groups []Group `json:"groups"`
-}
-
-// Group is the edges of one community that the receiver relays for.
-type Group struct {
-	Community string     `json:"community"`
-	Nodes     []NodeName `json:"nodes"`
-}
-
 // Role is the ICE role (RFC 8445 section 6.1.1); the controlling side also
 // initiates IKE.
 type Role string
@@ -334,33 +321,6 @@ type Retry struct {
 	Reason string   `json:"reason"`
 }
 
-// Demote tells an end of a direct tunnel to leave it for the relay: the other
-// end has found it dead, or an operator wants no direct tunnel. An end whose
-// relay is not up keeps what it has.
-type Demote struct {
-	Peer NodeName `json:"peer"`
-	// Reason is a sentence a person can act on.
-	Reason string `json:"reason"`
-	// StartAfterMs is as in Punch: where nothing is broken both ends leave at
-	// one moment.
-	StartAfterMs int64 `json:"startAfterMs,omitempty"`
-}
-
-// Usage is what a node's standing still costs, as its agent has counted it;
-// sent some minutes after a session's start and every hour.
-type Usage struct {
-	// Seconds is how long was counted. All figures are IP bytes in both
-	// directions in that time, without what the tunnels carry.
-	Seconds int64 `json:"seconds"`
-	// Signalling is the session with the rendezvous, STUN discovery and mapping
-	// refreshes.
-	Signalling int64 `json:"signalling"`
-	STUN       int64 `json:"stun"`
-	// Peers is consent checks, and what charon's keepalives and dead peer
-	// detection are reckoned to cost.
-	Peers map[NodeName]int64 `json:"peers,omitempty"`
-}
-
 // Outcome is what an agent reports of an attempt or of a tunnel.
 type Outcome string
 
@@ -438,15 +398,6 @@ func (*Cancel) Type() string { return "cancel" }
 
 // Type implements Message.
 func (*Retry) Type() string { return "retry" }
-
-// Type implements Message.
-func (*Forwarding) Type() string { return "forwarding" }
-
-// Type implements Message.
-func (*Demote) Type() string { return "demote" }
-
-// Type implements Message.
-func (*Usage) Type() string { return "usage" }
 
 // Type implements Message.
 func (*Bye) Type() string { return "bye" }

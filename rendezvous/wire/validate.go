@@ -302,51 +302,6 @@ func (p *Peer) validate() error {
 }
 
 // Validate implements Message.
-func (f *Forwarding) Validate() error {
-	if len(f.Groups) > MaxGroups {
-		return invalid("%d groups, limit %d", len(f.Groups), MaxGroups)
-	}
-	for _, g := range f.Groups {
-		if len(g.Nodes) > MaxPeers {
-			return invalid("%d nodes in group %.64q, limit %d", len(g.Nodes), g.Community, MaxPeers)
-		}
-		for _, n := range g.Nodes {
-			if err := n.Validate(); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// Validate implements Message.
-func (d *Demote) Validate() error {
-	if err := d.Peer.Validate(); err != nil {
-		return err
-	}
-	if err := validateStart(d.StartAfterMs); err != nil {
-		return err
-	}
-	return validateText("reason", d.Reason)
-}
-
-// Validate implements Message.
-func (u *Usage) Validate() error {
-	if u.Seconds <= 0 || u.Signalling < 0 || u.STUN < 0 || len(u.Peers) > MaxPeers {
-		return invalid("usage of %d s, signalling %d, STUN %d, %d peers", u.Seconds, u.Signalling, u.STUN, len(u.Peers))
-	}
-	for name, bytes := range u.Peers {
-		if err := name.Validate(); err != nil {
-			return err
-		}
-		if bytes < 0 {
-			return invalid("usage of %s: %d bytes", name, bytes)
-		}
-	}
-	return nil
-}
-
-// Validate implements Message.
 func (p *Punch) Validate() error {
 	if err := p.Attempt.validate(); err != nil {
 		return err
