@@ -272,7 +272,8 @@ func (g *Grid) RunCell(ctx context.Context, a, b Site) (cell Cell, err error) {
 	return cell, err
 }
 
-// outcome waits until the pair is direct, or not after an attempt.
+// outcome waits until the pair is direct, or not after an attempt: relayed, or down
+// for good.
 func (g *Grid) outcome(ctx context.Context, cell *Cell, a, b *Node) error {
 	wait, cancel := context.WithTimeout(ctx, verdictWait)
 	defer cancel()
@@ -289,7 +290,8 @@ func (g *Grid) outcome(ctx context.Context, cell *Cell, a, b *Node) error {
 		case p.Failed():
 			cell.Got = Outcome(p.State)
 		}
-		return cell.Got != Undecided, nil
+		// The relay of an edge that had no peers may come after the first attempt.
+		return cell.Got == cell.Expected || cell.Got == Direct || cell.Got == Relayed, nil
 	})
 	if wait.Err() != nil && ctx.Err() == nil {
 		err = nil // undecided is an outcome, too
