@@ -234,8 +234,14 @@ func (r *run) kernelESP(ctx context.Context) bool {
 }
 
 // hasRoute reports whether this node can send to an address, as far as it knows.
+// With ESP in the kernel charon makes a route of its own to what is inside a
+// tunnel's selectors, such as the connector's address, also in a family in which
+// there is no other.
 func (r *run) hasRoute(a netip.Addr) bool {
-	_, err := routeSource(r.shared.mark, netip.AddrPortFrom(a, charon.DefaultPort).String())
+	source, err := routeSource(r.shared.mark, netip.AddrPortFrom(a, charon.DefaultPort).String())
+	if err == nil && slices.ContainsFunc(r.shared.id.endpoint.Subnets, func(p netip.Prefix) bool { return p.Contains(source) }) {
+		_, err = routeSource(r.shared.mark, defaultRoutes[familyOf(a)])
+	}
 	return err == nil && !r.here.blocked[familyOf(a)]
 }
 
