@@ -37,23 +37,27 @@ func OpenerTTL(own nat.NAT) int {
 }
 
 // OpenerTargets picks the addresses that openers are sent to, in order: those
-// that a NAT of the peer's answers for. Where ports are predicted, they come
-// first, since a NAT here that counts gives its next port to the first new
-// destination; the peer's mapping towards somebody else is then of no use.
+// that the peer's checks can come from through a NAT of this side's, which are a
+// NAT's of the peer or, where it has none, its own public ones. Where ports are
+// predicted, they come first, since a NAT here that counts gives its next port to
+// the first new destination; the peer's mapping towards somebody else is then of
+// no use.
 func OpenerTargets(remotes []Candidate) []netip.AddrPort {
 	var out []netip.AddrPort
-	pick := func(k Kind) {
+	pick := func(k Kind, which func(netip.Addr) bool) {
 		for _, c := range remotes {
-			if c.Kind == k {
-				out = append(out, unmap(c.Addr))
+			if a := unmap(c.Addr); c.Kind == k && which(a.Addr()) {
+				out = append(out, a)
 			}
 		}
 	}
-	pick(Predicted)
+	all := func(netip.Addr) bool { return true }
+	pick(Predicted, all)
 	predicted := len(out) > 0
-	pick(PortMapped)
+	pick(PortMapped, all)
 	if !predicted {
-		pick(ServerReflexive)
+		pick(ServerReflexive, all)
+		pick(Host, func(a netip.Addr) bool { return a.Is4() && !nat.Private(a) }) // nobody translates IPv6
 	}
 	return out
 }

@@ -37,10 +37,11 @@ func TestOpenerTTL(t *testing.T) {
 func TestOpenerTargets(t *testing.T) {
 	at := func(kind Kind, addr string) Candidate { return Candidate{kind, netip.MustParseAddrPort(addr)} }
 	host, srflx := at(Host, "192.168.1.10:4500"), at(ServerReflexive, "203.0.113.1:4500")
-	mapped := at(PortMapped, "203.0.113.1:7000")
+	mapped, public := at(PortMapped, "203.0.113.1:7000"), at(Host, "203.0.113.9:4500")
 	first, second := at(Predicted, "203.0.113.1:5001"), at(Predicted, "203.0.113.1:5002")
 	for name, tc := range map[string]struct{ remotes, want []Candidate }{
 		"host only":      {[]Candidate{host}, nil},
+		"without a NAT":  {[]Candidate{host, public, at(Host, "[2001:db8::1]:4500")}, []Candidate{public}},
 		"srflx":          {[]Candidate{host, srflx}, []Candidate{srflx}},
 		"mapped":         {[]Candidate{host, srflx, mapped}, []Candidate{mapped, srflx}},
 		"predicted":      {[]Candidate{host, srflx, first, second}, []Candidate{first, second}},
