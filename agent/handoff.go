@@ -85,17 +85,30 @@ func (r *run) establish(ctx context.Context, path wire.Path) error {
 }
 
 // proved lets the path of a new tunnel carry something nobody misses before it
-// takes over what the relay carries well.
+// takes over what the relay carries well. Where charon does ESP itself that is IKE:
+// ESP goes through the same UDP flow there, and with a check's CHILD SA charon
+// would remove its route to the peer's subnets, which is the tunnel's as well.
 func (r *run) proved(ctx context.Context, path wire.Path) error {
 	checks := check(r.shared.id.endpoint, r.peer.Endpoint)
 	if !r.replacesRelay() || len(checks) == 0 {
 		return nil
 	}
 	initiate := func(ctx context.Context) error { return r.initiateAll(ctx, checks) }
+	proof := func(sas []charon.SA) (progress, bool) {
+		p := measureOf(sas, path, nil, checking)
+		return p, p.bytes
+	}
+	if !r.kernelESP(ctx) {
+		initiate = r.initiateSA
+		proof = func(sas []charon.SA) (progress, bool) {
+			p := measure(sas, path, nil)
+			return p, p.ike
+		}
+	}
 	if err := initiate(ctx); err != nil {
 		return err
 	}
-	return r.await(ctx, path, nil, checking, initiate)
+	return r.await(ctx, path, proof, initiate)
 }
 
 // endChecks ends the CHILD SAs that the tunnel has no more use for.
@@ -129,7 +142,7 @@ func (r *run) dropHalfOpen(ctx context.Context) {
 	if err != nil {
 		return // no charon, no SA
 	}
-	r.destroy(ctx, sas, func(sa charon.SA) bool { return !usable(sa) || checksOnly(sa) })
+	r.destroy(ctx, sas, func(sa charon.SA) bool { return !usable(sa) || provesOnly(sa) })
 }
 
 // initiate asks charon for the tunnel's children.
@@ -143,6 +156,14 @@ func (r *run) initiateAll(ctx context.Context, children []charon.Child) error {
 		if err := r.shared.vici.Initiate(ctx, r.name, c.Name); err != nil {
 			return failf("charon would not initiate %s: %v", c.Name, err)
 		}
+	}
+	return nil
+}
+
+// initiateSA asks charon for the tunnel's IKE SA alone.
+func (r *run) initiateSA(ctx context.Context) error {
+	if err := r.shared.vici.InitiateSA(ctx, r.name); err != nil {
+		return failf("charon would not initiate: %v", err)
 	}
 	return nil
 }
@@ -260,11 +281,14 @@ func sameEnds(sa charon.SA, path wire.Path) bool {
 // seen says. As long as charon has no SA it calls again every now and then (see
 // initiatesAfter).
 func (r *run) confirm(ctx context.Context, path wire.Path, seen map[charon.ChildID]uint64, again func(context.Context) error) error {
-	return r.await(ctx, path, seen, carrying, again)
+	return r.await(ctx, path, func(sas []charon.SA) (progress, bool) {
+		p := measure(sas, path, seen)
+		return p, p.bytes
+	}, again)
 }
 
-// await is confirm for those CHILD SAs that which picks.
-func (r *run) await(ctx context.Context, path wire.Path, seen map[charon.ChildID]uint64, which func(charon.SA, charon.ChildSA) bool, again func(context.Context) error) error {
+// await is confirm for what done tells of charon's SAs.
+func (r *run) await(ctx context.Context, path wire.Path, done func([]charon.SA) (progress, bool), again func(context.Context) error) error {
 	last := progress{}
 	initiated := time.Now()
 	probePause := confirmPoll // doubles while nothing comes: the peer may be long away
@@ -277,8 +301,8 @@ func (r *run) await(ctx context.Context, path wire.Path, seen map[charon.ChildID
 		}
 		sas, err := r.sas(ctx)
 		if err == nil {
-			last = measureOf(sas, path, seen, which)
-			if last.bytes {
+			var enough bool
+			if last, enough = done(sas); enough {
 				return nil
 			}
 			after, may := initiatesAfter(r.peer.Role, path)

@@ -47,9 +47,9 @@ func prefixesOf(selectors []charon.Selector) (out []netip.Prefix) {
 	return out
 }
 
-// checksOnly reports whether an SA has come no further than a check.
-func checksOnly(sa charon.SA) bool {
-	return len(sa.Children) > 0 && !slices.ContainsFunc(sa.Children, func(c charon.ChildSA) bool { return carrying(sa, c) })
+// provesOnly reports whether an SA has come no further than to prove its path.
+func provesOnly(sa charon.SA) bool {
+	return !slices.ContainsFunc(sa.Children, func(c charon.ChildSA) bool { return carrying(sa, c) })
 }
 
 // missing are the children without an installed CHILD SA of their selectors on

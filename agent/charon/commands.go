@@ -110,6 +110,17 @@ func (c *Client) Initiate(ctx context.Context, ike, child string) error {
 	return c.simple(ctx, "initiate", m)
 }
 
+// InitiateSA asks charon to set up an IKE_SA without a CHILD_SA (RFC 6023), for
+// Initiate to put some into later. The peer's charon has to permit it, as it does
+// unless it is told otherwise.
+func (c *Client) InitiateSA(ctx context.Context, ike string) error {
+	m, err := section{{"ike", ike}, {"timeout", asynchronous}}.message()
+	if err != nil {
+		return err
+	}
+	return c.simple(ctx, "initiate", m)
+}
+
 // Terminate closes all IKE_SAs of a connection with their CHILD_SAs. It
 // returns when charon has queued the work. ErrNotFound when there are none.
 // When the peer does not answer, the SAs linger in StateDeleting for charon's

@@ -285,6 +285,26 @@ func TestConnections(t *testing.T) {
 	}
 }
 
+// TestInitiateSA: the IKE_SA stands first, and its CHILD_SAs follow in it.
+func TestInitiateSA(t *testing.T) {
+	ctx := testContext(t)
+	p := startPair(t, ctx)
+	must(t, p.ca.InitiateSA(ctx, p.connA.Name))
+	waitEvent(t, p.ca, "the IKE_SA is up", func(e Event) bool { return e.Kind == EventIKEUp })
+	alone := oneSA(t, ctx, p.ca, p.connA.Name)
+	if alone.State != StateEstablished || len(alone.Children) != 0 {
+		t.Fatalf("%+v, want an IKE_SA without a CHILD_SA", alone)
+	}
+	p.initiate(t, ctx)
+	if sa := oneSA(t, ctx, p.ca, p.connA.Name); sa.ID != alone.ID || len(sa.Children) != len(p.connA.Children) {
+		t.Errorf("%+v, want all children in IKE_SA #%d", sa, alone.ID)
+	}
+	must(t, p.a.ping(p.b.inside, 3))
+	if err := p.ca.InitiateSA(ctx, "nosuch"); !errors.Is(err, ErrRefused) {
+		t.Errorf("initiate an unknown connection: %v, want ErrRefused", err)
+	}
+}
+
 // TestEndpointChanges is the life of a punched path: the peer's mapping moves,
 // and then the path dies.
 func TestEndpointChanges(t *testing.T) {
