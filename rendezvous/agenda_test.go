@@ -12,8 +12,8 @@ import (
 func TestAgenda(t *testing.T) {
 	at := func(s int) time.Time { return time.Unix(int64(s), 0) }
 	var a agenda
-	pairs := map[PairID]*pair{}
-	for i, id := range []PairID{"a", "b", "c", "d", "e"} {
+	pairs := map[wire.PairID]*pair{}
+	for i, id := range []wire.PairID{"a", "b", "c", "d", "e"} {
 		pairs[id] = &pair{id: id}
 		a.set(pairs[id], at(50-10*i))
 	}
@@ -25,11 +25,11 @@ func TestAgenda(t *testing.T) {
 	if next := a.next(); !next.Equal(at(5)) {
 		t.Errorf("next %v, want a's", next)
 	}
-	var got []PairID
+	var got []wire.PairID
 	for _, p := range a.due(at(40)) {
 		got = append(got, p.id)
 	}
-	if want := []PairID{"a", "b", "d"}; !slices.Equal(got, want) {
+	if want := []wire.PairID{"a", "b", "d"}; !slices.Equal(got, want) {
 		t.Errorf("due %q, want %q", got, want)
 	}
 	if next := a.next(); !next.Equal(at(60)) || len(a.due(at(59))) != 0 {

@@ -114,7 +114,7 @@ func sampleSource() *fakeSource {
 
 	pair := func(a, b string, state State, since time.Duration) PairView {
 		return PairView{
-			ID: NewPairID(a, b), Nodes: [2]wire.NodeName{wire.NodeName(a), wire.NodeName(b)},
+			ID: wire.NewPairID(a, b), Nodes: [2]wire.NodeName{wire.NodeName(a), wire.NodeName(b)},
 			Communities: []string{"all-edges"}, State: state, Since: before(since),
 		}
 	}

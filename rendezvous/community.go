@@ -351,30 +351,15 @@ var dnsName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]
 
 func isDNSName(s string) bool { return len(s) <= 253 && dnsName.MatchString(s) }
 
-// PairID names two nodes without order: "a|b" with a < b. No node name holds
-// a "|".
-type PairID string
-
-// NewPairID returns the same ID for a, b as for b, a.
-func NewPairID(a, b string) PairID {
-	return PairID(min(a, b) + "|" + max(a, b))
-}
-
-// Nodes returns the two names, in order.
-func (id PairID) Nodes() (string, string) {
-	a, b, _ := strings.Cut(string(id), "|")
-	return a, b
-}
-
 // Pairs returns every two nodes that share a community, with the names of the
 // communities they share, sorted.
-func Pairs(cs []Community) map[PairID][]string {
-	pairs := map[PairID][]string{}
+func Pairs(cs []Community) map[wire.PairID][]string {
+	pairs := map[wire.PairID][]string{}
 	for _, c := range cs {
 		for i, a := range c.Members {
 			for _, b := range c.Members[i+1:] {
 				if a != b {
-					id := NewPairID(a, b)
+					id := wire.NewPairID(a, b)
 					pairs[id] = append(pairs[id], c.Name)
 				}
 			}

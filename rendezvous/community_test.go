@@ -228,8 +228,8 @@ func FuzzParseCommunities(f *testing.F) {
 }
 
 func TestPairID(t *testing.T) {
-	id := NewPairID("beijing.edge2", "beijing.edge1")
-	if id != "beijing.edge1|beijing.edge2" || id != NewPairID("beijing.edge1", "beijing.edge2") {
+	id := wire.NewPairID("beijing.edge2", "beijing.edge1")
+	if id != "beijing.edge1|beijing.edge2" || id != wire.NewPairID("beijing.edge1", "beijing.edge2") {
 		t.Errorf("got %q", id)
 	}
 	if a, b := id.Nodes(); a != "beijing.edge1" || b != "beijing.edge2" {
@@ -243,7 +243,7 @@ func TestPairs(t *testing.T) {
 		{Name: "east", Members: []string{"b.1", "c.1", "d.1"}},
 		{Name: "alone", Members: []string{"e.1"}},
 	})
-	want := map[PairID][]string{
+	want := map[wire.PairID][]string{
 		"a.1|b.1": {"west"},
 		"a.1|c.1": {"west"},
 		"b.1|c.1": {"east", "west"},

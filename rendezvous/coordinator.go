@@ -33,7 +33,7 @@ type send struct {
 type record struct{ pair PairView }
 
 // forget drops a pair that no longer exists.
-type forget struct{ id PairID }
+type forget struct{ id wire.PairID }
 
 func (send) isAction()   {}
 func (record) isAction() {}
@@ -47,9 +47,9 @@ type coordinator struct {
 	nodes       map[wire.NodeName]*node
 	relaying    relaying
 	communities []Community
-	policies    map[string]nat.Policy // of communities
-	shared      map[PairID][]string   // Pairs of communities
-	pairs       map[PairID]*pair
+	policies    map[string]nat.Policy    // of communities
+	shared      map[wire.PairID][]string // Pairs of communities
+	pairs       map[wire.PairID]*pair
 	// sorted is all pairs by ID, so that two runs do things in one order;
 	// byNode is the same by member.
 	sorted []*pair
@@ -64,7 +64,7 @@ type coordinator struct {
 
 // pair is two nodes that shall have a tunnel.
 type pair struct {
-	id          PairID
+	id          wire.PairID
 	names       [2]wire.NodeName
 	communities []string
 	limit       limit
@@ -143,7 +143,7 @@ func (p *pair) has(n wire.NodeName) bool { return p.names[0] == n || p.names[1] 
 
 func newCoordinator(r *rand.Rand) *coordinator {
 	return &coordinator{
-		rand: r, nodes: map[wire.NodeName]*node{}, pairs: map[PairID]*pair{}, shared: map[PairID][]string{},
+		rand: r, nodes: map[wire.NodeName]*node{}, pairs: map[wire.PairID]*pair{}, shared: map[wire.PairID][]string{},
 		lists:   lists{untold: map[wire.NodeName]bool{}},
 		running: map[wire.NodeName]int{}, strained: map[wire.NodeName]int{},
 	}

@@ -33,12 +33,12 @@ func registry(t *testing.T) map[wire.NodeName]*known {
 func TestForecast(t *testing.T) {
 	asked := community("new", connector, edge1, edge2, edge3, edge4)
 	pairs := newForecast([]Community{asked}, nil, registry(t))
-	got := map[PairID]string{}
+	got := map[wire.PairID]string{}
 	for _, p := range pairs {
-		got[NewPairID(string(p.Nodes[0]), string(p.Nodes[1]))] = fmt.Sprint(p.Verdict.Expect, " ", p.Verdict.Strategy, " ", p.Offline)
+		got[wire.NewPairID(string(p.Nodes[0]), string(p.Nodes[1]))] = fmt.Sprint(p.Verdict.Expect, " ", p.Verdict.Strategy, " ", p.Offline)
 	}
-	id := func(a, b wire.NodeName) PairID { return NewPairID(string(a), string(b)) }
-	want := map[PairID]string{
+	id := func(a, b wire.NodeName) wire.PairID { return wire.NewPairID(string(a), string(b)) }
+	want := map[wire.PairID]string{
 		id(connector, edge1): "direct public []", id(connector, edge2): "direct public []", id(connector, edge3): "direct public [beijing.edge3]",
 		id(connector, edge4): "unknown  []",
 		id(edge1, edge2):     "direct probe []", id(edge1, edge3): "direct probe [beijing.edge3]", id(edge2, edge3): "relay ice [beijing.edge3]",

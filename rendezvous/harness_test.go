@@ -213,7 +213,7 @@ func nodeIn(s Snapshot, name wire.NodeName) NodeView {
 
 func pairIn(s Snapshot, a, b wire.NodeName) PairView {
 	for _, p := range s.Pairs {
-		if p.ID == NewPairID(string(a), string(b)) {
+		if p.ID == wire.NewPairID(string(a), string(b)) {
 			return p
 		}
 	}

@@ -133,7 +133,7 @@ func (h *hub) note(s send) {
 	switch m := s.msg.(type) {
 	case *wire.Punch:
 		if m.Peer.Role == wire.Controlling {
-			h.log.Info("punch ordered", "pair", NewPairID(string(s.to), string(m.Peer.Endpoint.Name)), "attempt", m.Attempt,
+			h.log.Info("punch ordered", "pair", wire.NewPairID(string(s.to), string(m.Peer.Endpoint.Name)), "attempt", m.Attempt,
 				"strategy", m.Strategy, "hopeless", m.Hopeless)
 			h.metrics.attempts.WithLabelValues(string(m.Strategy)).Inc()
 		}

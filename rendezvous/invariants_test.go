@@ -39,10 +39,10 @@ type world struct {
 	// open are the attempts that have not ended, by pair; direct are the
 	// sides that confirmed them, by attempt; asked are the sides that were to
 	// prepare one, until it is ordered.
-	open    map[PairID]wire.AttemptID
+	open    map[wire.PairID]wire.AttemptID
 	direct  map[wire.AttemptID]map[wire.NodeName]bool
 	asked   map[wire.AttemptID][]wire.NodeName
-	started map[PairID][ranks]time.Time
+	started map[wire.PairID][ranks]time.Time
 	// last are the attempts that were ever seen.
 	last []wire.AttemptID
 	// orders counts the orders by strategy, hopeless those without hope.
@@ -72,8 +72,8 @@ func TestInvariants(t *testing.T) {
 				up:    map[wire.NodeName]bool{}, word: map[[2]wire.NodeName]string{}, of: map[[2]wire.NodeName]wire.AttemptID{},
 				early: map[[2]wire.NodeName]wire.Tunnel{}, late: map[[2]wire.NodeName]bool{}, relay: map[[2]wire.NodeName]bool{}, demoted: map[[2]wire.NodeName]bool{},
 				policy: map[wire.NodeName]wire.Policy{}, at: map[wire.NodeName]string{}, moved: map[wire.NodeName]time.Time{},
-				open: map[PairID]wire.AttemptID{}, direct: map[wire.AttemptID]map[wire.NodeName]bool{},
-				asked: map[wire.AttemptID][]wire.NodeName{}, started: map[PairID][ranks]time.Time{},
+				open: map[wire.PairID]wire.AttemptID{}, direct: map[wire.AttemptID]map[wire.NodeName]bool{},
+				asked: map[wire.AttemptID][]wire.NodeName{}, started: map[wire.PairID][ranks]time.Time{},
 				orders: orders, listed: map[wire.NodeName]listing{},
 			}
 			w.relaying = relaying{enabled: true}
@@ -257,7 +257,7 @@ func (w *world) leave(name wire.NodeName) {
 	}
 }
 
-func (w *world) close(id PairID) {
+func (w *world) close(id wire.PairID) {
 	delete(w.asked, w.open[id])
 	delete(w.open, id)
 }
@@ -297,8 +297,8 @@ func (w *world) communities() string {
 	return fmt.Sprint("communities ", cs)
 }
 
-func (w *world) known() map[PairID]bool {
-	known := map[PairID]bool{}
+func (w *world) known() map[wire.PairID]bool {
+	known := map[wire.PairID]bool{}
 	for id := range w.pairs {
 		known[id] = true
 	}
@@ -306,7 +306,7 @@ func (w *world) known() map[PairID]bool {
 }
 
 // hear counts what was said in hellos of pairs that have come into being since.
-func (w *world) hear(known map[PairID]bool) {
+func (w *world) hear(known map[wire.PairID]bool) {
 	for id := range w.pairs {
 		a, b := id.Nodes()
 		for _, said := range [][2]wire.NodeName{{wire.NodeName(a), wire.NodeName(b)}, {wire.NodeName(b), wire.NodeName(a)}} {
@@ -329,7 +329,7 @@ func (w *world) report(from wire.NodeName) string {
 		return "nothing" // the hub passes on what sessions send
 	}
 	to := w.names[w.rand.IntN(len(w.names))]
-	id := NewPairID(string(from), string(to))
+	id := wire.NewPairID(string(from), string(to))
 	var attempt wire.AttemptID
 	switch current, ok := w.open[id]; {
 	case ok && w.rand.IntN(5) > 0:
@@ -395,7 +395,7 @@ func (w *world) take(actions []action) {
 			w.ended(s.to, msg.Attempt)
 		case *wire.Trickle:
 			if _, preparing := w.asked[msg.Attempt]; preparing || !slices.ContainsFunc(w.partners(s.to), func(p wire.NodeName) bool {
-				return w.open[NewPairID(string(s.to), string(p))] == msg.Attempt
+				return w.open[wire.NewPairID(string(s.to), string(p))] == msg.Attempt
 			}) {
 				w.t.Errorf("%s gets candidates of attempt %s, which is none of its running ones", s.to, msg.Attempt)
 			}
@@ -429,7 +429,7 @@ func (w *world) prepare(to wire.NodeName, attempt wire.AttemptID) {
 }
 
 // begun holds a new attempt against the one before it.
-func (w *world) begun(id PairID, attempt wire.AttemptID, rank int) {
+func (w *world) begun(id wire.PairID, attempt wire.AttemptID, rank int) {
 	if p := w.pairs[id]; p.state == Relayed && p.damping.held(w.now) {
 		w.t.Errorf("%s: attempt %s though it is held until %v", id, attempt, p.damping.until)
 	}
@@ -457,7 +457,7 @@ func (w *world) begun(id PairID, attempt wire.AttemptID, rank int) {
 
 func (w *world) ordered(to wire.NodeName, msg *wire.Punch, seen map[wire.AttemptID][]wire.ProbePart) {
 	peer := msg.Peer.Endpoint.Name
-	id := NewPairID(string(to), string(peer))
+	id := wire.NewPairID(string(to), string(peer))
 	seen[msg.Attempt] = append(seen[msg.Attempt], msg.Part)
 	if !slices.Contains(w.listed[to].names, peer) {
 		w.t.Errorf("%s is to punch to %s, which it has not been told of", to, peer)

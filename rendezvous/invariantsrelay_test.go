@@ -36,11 +36,11 @@ func (w *world) uplinkReport(from wire.NodeName) string {
 	if !w.up[from] {
 		return "nothing"
 	}
-	if w.pairs[NewPairID(string(from), string(to))] == nil {
+	if w.pairs[wire.NewPairID(string(from), string(to))] == nil {
 		return "nothing"
 	}
 	said, relay, before := [2]wire.NodeName{from, to}, w.rand.IntN(8) > 0, w.carriers()
-	w.word[said], w.of[said], w.relay[said] = saysDirect, "", relay && w.plan(w.pairs[NewPairID(string(from), string(to))]) == wire.PlanPublic
+	w.word[said], w.of[said], w.relay[said] = saysDirect, "", relay && w.plan(w.pairs[wire.NewPairID(string(from), string(to))]) == wire.PlanPublic
 	w.recarry(before)
 	w.take(w.Report(w.now, from, &wire.Report{Peer: to, Outcome: wire.OutcomeDirect, Relay: relay}))
 	return fmt.Sprintf("%s: relay with %s %v", from, to, relay)
@@ -76,7 +76,7 @@ func (w *world) carriers() map[wire.NodeName]bool {
 func (w *world) demote(to wire.NodeName, m *wire.Demote) {
 	w.demotes++
 	said, other := [2]wire.NodeName{to, m.Peer}, [2]wire.NodeName{m.Peer, to}
-	id := NewPairID(string(to), string(m.Peer))
+	id := wire.NewPairID(string(to), string(m.Peer))
 	up := w.carriers()
 	switch {
 	case w.word[said] != saysDirect && !w.late[said]:
@@ -94,7 +94,7 @@ func (w *world) demote(to wire.NodeName, m *wire.Demote) {
 }
 
 // doubts reports whether what a node says is older than its peer's loss.
-func (w *world) doubts(id PairID, name wire.NodeName) bool {
+func (w *world) doubts(id wire.PairID, name wire.NodeName) bool {
 	p := w.pairs[id]
 	return p.sides[p.index(name)].stale != ""
 }

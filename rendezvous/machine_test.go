@@ -21,7 +21,7 @@ const (
 	connector wire.NodeName = "beijing.connector"
 )
 
-var both12 = NewPairID(string(edge1), string(edge2))
+var both12 = wire.NewPairID(string(edge1), string(edge2))
 
 // number makes the addresses of the tests' nodes differ.
 func number(name wire.NodeName) byte {
@@ -149,7 +149,7 @@ func (m *machine) connect(a, b wire.NodeName) []action {
 func (m *machine) pair(a, b wire.NodeName) PairView {
 	m.t.Helper()
 	for _, v := range m.Views() {
-		if v.ID == NewPairID(string(a), string(b)) {
+		if v.ID == wire.NewPairID(string(a), string(b)) {
 			return v
 		}
 	}
@@ -160,7 +160,7 @@ func (m *machine) pair(a, b wire.NodeName) PairView {
 // attempt is the running attempt of a pair.
 func (m *machine) attempt(a, b wire.NodeName) wire.AttemptID {
 	m.t.Helper()
-	p := m.pairs[NewPairID(string(a), string(b))]
+	p := m.pairs[wire.NewPairID(string(a), string(b))]
 	if p == nil || p.attempt == nil {
 		m.t.Fatalf("%s and %s are not punching: %+v", a, b, p)
 	}

@@ -120,7 +120,7 @@ func TestPageWhenEmpty(t *testing.T) {
 func TestPageIsBounded(t *testing.T) {
 	var pairs []PairView
 	for i := range pageMaxPairs + 50 {
-		v := PairView{ID: PairID(fmt.Sprintf("a|%04d", i)), State: Direct}
+		v := PairView{ID: wire.PairID(fmt.Sprintf("a|%04d", i)), State: Direct}
 		if i == pageMaxPairs+49 {
 			v.State = Down
 		}

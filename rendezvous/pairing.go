@@ -12,7 +12,7 @@ import (
 
 // PairView is a pair as the API, the page and the store see it.
 type PairView struct {
-	ID          PairID           `json:"id"`
+	ID          wire.PairID      `json:"id"`
 	Nodes       [2]wire.NodeName `json:"nodes"`
 	Communities []string         `json:"communities"`
 	State       State            `json:"state"`

@@ -178,7 +178,7 @@ func TestLeavingACommunity(t *testing.T) {
 		t.Errorf("peers %v, want %v", got, want)
 	}
 	cancels := map[wire.NodeName]int{}
-	var forgotten []PairID
+	var forgotten []wire.PairID
 	for _, a := range actions {
 		switch a := a.(type) {
 		case send:
@@ -195,7 +195,7 @@ func TestLeavingACommunity(t *testing.T) {
 	if want := (map[wire.NodeName]int{edge1: 1, edge2: 2, edge3: 1}); !reflect.DeepEqual(cancels, want) {
 		t.Errorf("cancels %v, want %v", cancels, want)
 	}
-	if want := []PairID{both12, NewPairID(string(edge2), string(edge3))}; !slices.Equal(forgotten, want) {
+	if want := []wire.PairID{both12, wire.NewPairID(string(edge2), string(edge3))}; !slices.Equal(forgotten, want) {
 		t.Errorf("forgotten %v, want %v", forgotten, want)
 	}
 	m.wantPair(edge1, edge3, Direct, false, "")

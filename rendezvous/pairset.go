@@ -132,7 +132,7 @@ func (c *coordinator) settleAll(now time.Time, nodes map[wire.NodeName]bool) {
 // wanted reports whether two nodes shall have a tunnel: members of a community,
 // and, as in FabEdge, a connector with each edge of its cluster.
 func (c *coordinator) wanted(a, b wire.NodeName) bool {
-	return c.shared[NewPairID(string(a), string(b))] != nil || c.gate(a, b)
+	return c.shared[wire.NewPairID(string(a), string(b))] != nil || c.gate(a, b)
 }
 
 // gate reports whether two nodes are a connector and an edge of its cluster.
@@ -144,7 +144,7 @@ func (c *coordinator) gate(a, b wire.NodeName) bool {
 // openGates makes the pairs of a node that it lacks with connectors, or as one.
 func (c *coordinator) openGates(now time.Time, name wire.NodeName) (made []*pair) {
 	for other := range c.nodes {
-		if c.gate(name, other) && c.pairs[NewPairID(string(name), string(other))] == nil {
+		if c.gate(name, other) && c.pairs[wire.NewPairID(string(name), string(other))] == nil {
 			made = append(made, c.add(now, name, other))
 		}
 	}
@@ -154,7 +154,7 @@ func (c *coordinator) openGates(now time.Time, name wire.NodeName) (made []*pair
 // add makes a pair; whoever calls it puts it in order. An end that is online has
 // said in its hello what it has.
 func (c *coordinator) add(now time.Time, a, b wire.NodeName) *pair {
-	id := NewPairID(string(a), string(b))
+	id := wire.NewPairID(string(a), string(b))
 	p := &pair{id: id, names: [2]wire.NodeName{min(a, b), max(a, b)}, communities: []string{}, state: Down, since: now, retryAt: now}
 	c.pairs[id] = p
 	for i, name := range p.names {

@@ -220,6 +220,6 @@ func (r *recorder) forgetNode(name wire.NodeName) {
 	})
 }
 
-func (r *recorder) forget(id PairID) {
+func (r *recorder) forget(id wire.PairID) {
 	r.put("pair "+string(id), func() error { return r.store.DeletePair(string(id)) })
 }

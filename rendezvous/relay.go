@@ -184,7 +184,7 @@ func outermost(ps []netip.Prefix) []netip.Prefix {
 
 // uplink is the pair of an edge and the connector that relays for it.
 func (c *coordinator) uplink(edge wire.NodeName) *pair {
-	return c.pairs[NewPairID(string(edge), string(c.nodes[edge].berth.connector))]
+	return c.pairs[wire.NewPairID(string(edge), string(c.nodes[edge].berth.connector))]
 }
 
 // relays reports whether the tunnel of an edge with its connector relays: both
@@ -232,7 +232,7 @@ func (c *coordinator) resettle(now time.Time, edge wire.NodeName) {
 
 // paired reports whether two nodes shall have a tunnel.
 func (c *coordinator) paired(a, b wire.NodeName) bool {
-	return a != b && c.pairs[NewPairID(string(a), string(b))] != nil
+	return a != b && c.pairs[wire.NewPairID(string(a), string(b))] != nil
 }
 
 // relay is the connector that carries a pair while it is not direct, empty for

@@ -343,14 +343,14 @@ func TestRelayTouchesItsOwnPairs(t *testing.T) {
 	m := newRelaying(t, community("all", edge1, edge2, edge3))
 	m.join(edge1, edge2, edge3)
 	m.carries(true, edge1, edge2)
-	var changed []PairID
+	var changed []wire.PairID
 	for _, a := range m.carries(true, edge3) {
 		if r, ok := a.(record); ok {
 			changed = append(changed, r.pair.ID)
 		}
 	}
 	slices.Sort(changed)
-	want := []PairID{NewPairID(string(connector), string(edge3)), NewPairID(string(edge1), string(edge3)), NewPairID(string(edge2), string(edge3))}
+	want := []wire.PairID{wire.NewPairID(string(connector), string(edge3)), wire.NewPairID(string(edge1), string(edge3)), wire.NewPairID(string(edge2), string(edge3))}
 	if got := slices.Compact(changed); !slices.Equal(got, want) {
 		t.Errorf("changed %v, want %v", got, want)
 	}

@@ -9,7 +9,7 @@ import (
 // Report takes an agent's word on a pair. Words about pairs the node is not
 // part of, or about attempts that are over, change nothing.
 func (c *coordinator) Report(now time.Time, from wire.NodeName, r *wire.Report) []action {
-	p := c.pairs[NewPairID(string(from), string(r.Peer))]
+	p := c.pairs[wire.NewPairID(string(from), string(r.Peer))]
 	if p == nil || !p.has(from) || from == r.Peer {
 		c.unpaired(from, r)
 		return c.flush()

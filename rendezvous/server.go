@@ -187,7 +187,7 @@ func (s *Server) restore() error {
 	var outcomes []PairView
 	for _, p := range pairs {
 		outcomes = append(outcomes, PairView{
-			ID: PairID(p.ID), State: State(p.State), Since: p.Changed,
+			ID: wire.PairID(p.ID), State: State(p.State), Since: p.Changed,
 			Strategy: nat.Strategy(p.Strategy), Packets: p.Packets,
 			Attempts: p.Attempts, TimeToDirect: p.TimeToDirect, LastDirect: p.LastDirect,
 		})

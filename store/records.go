@@ -161,11 +161,15 @@ func (s *Store) view(operation string, f func(*bbolt.Tx) error) error {
 }
 
 func put(tx *bbolt.Tx, bucket []byte, key string, record any) error {
+	return putIn(tx.Bucket(bucket), []byte(key), record)
+}
+
+func putIn(b *bbolt.Bucket, key []byte, record any) error {
 	value, err := json.Marshal(record)
 	if err != nil {
 		return err
 	}
-	return tx.Bucket(bucket).Put([]byte(key), value)
+	return b.Put(key, value)
 }
 
 // list decodes every record of a bucket in key order.

@@ -24,8 +24,9 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 )
 
-// schemaVersion is the layout this program reads and writes.
-const schemaVersion = 1
+// schemaVersion is the layout this program writes. It reads schema 1 too, which
+// lacks some buckets, and makes them: from then on the file is of schema 2.
+const schemaVersion = 2
 
 const (
 	// defaultLockTimeout covers a restart, where the old process is still
@@ -63,7 +64,19 @@ var recordBuckets = []struct {
 	{observationsBucket, readable[[]Observation]},
 	{communitiesBucket, readable[Community]},
 	{pairsBucket, readable[Pair]},
+	{tokensBucket, readable[Token]},
+	{admissionsBucket, readable[Admission]},
+	{certificatesBucket, readable[Certificate]},
+	{accessBucket, readable[Credential]},
+	{auditBucket, readable[Audit]},
+	{eventsBucket, readable[Event]},
+	{attemptsBucket, readable[Attempt]},
+	{attemptOrderBucket, readable[string]},
+	{hoursBucket, readable[Hour]},
 }
+
+// schema1 is how many of recordBuckets there were in schema 1.
+const schema1 = 4
 
 // Options tunes Open; zero values stand for the defaults.
 type Options struct {
@@ -191,7 +204,7 @@ func guard(f func() error) (err error) {
 
 // load makes a new file ours, or verifies one that has content.
 func (s *Store) load() error {
-	var fresh bool
+	var fresh, old bool
 	err := s.db.View(func(tx *bbolt.Tx) error {
 		if err := checkSize(tx, s.path); err != nil {
 			return err
@@ -202,12 +215,29 @@ func (s *Store) load() error {
 			fresh = true
 			return nil
 		}
-		return s.verify(tx)
-	})
-	if err != nil || !fresh {
+		var err error
+		old, err = s.verify(tx)
 		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case fresh:
+		return s.db.Update(s.initialise)
+	case old:
+		return s.db.Update(upgrade)
 	}
-	return s.db.Update(s.initialise)
+	return nil
+}
+
+// upgrade makes a file of schema 1 one of schema 2.
+func upgrade(tx *bbolt.Tx) error {
+	for _, b := range recordBuckets[schema1:] {
+		if _, err := tx.CreateBucketIfNotExists(b.name); err != nil {
+			return err
+		}
+	}
+	return tx.Bucket(metaBucket).Put(schemaKey, strconv.AppendInt(nil, schemaVersion, 10))
 }
 
 // checkSize finds truncation, which later would be a memory fault.
@@ -243,28 +273,33 @@ func (s *Store) initialise(tx *bbolt.Tx) error {
 	return nil
 }
 
-// verify reads the schema, the identifier and every record.
-func (s *Store) verify(tx *bbolt.Tx) error {
+// verify reads the schema, the identifier and every record. old says that the
+// file is of schema 1.
+func (s *Store) verify(tx *bbolt.Tx) (old bool, err error) {
 	meta := tx.Bucket(metaBucket)
 	if meta == nil {
-		return fmt.Errorf("%w: a database that bodkin did not make, this bodkin reads schema %d: set another `store`",
+		return false, fmt.Errorf("%w: a database that bodkin did not make, this bodkin reads schema %d: set another `store`",
 			ErrSchema, schemaVersion)
 	}
 	version, err := strconv.Atoi(string(meta.Get(schemaKey)))
 	if err != nil {
-		return fmt.Errorf("%w: schema version %q is no number", ErrCorrupt, meta.Get(schemaKey))
+		return false, fmt.Errorf("%w: schema version %q is no number", ErrCorrupt, meta.Get(schemaKey))
 	}
-	if version != schemaVersion {
-		return fmt.Errorf("%w: the file has schema %d, this bodkin reads schema %d: run the bodkin that wrote it, or set another `store`",
+	if version != schemaVersion && version != 1 {
+		return false, fmt.Errorf("%w: the file has schema %d, this bodkin reads schema %d: run the bodkin that wrote it, or set another `store`",
 			ErrSchema, version, schemaVersion)
 	}
 	if s.id = string(meta.Get(idKey)); s.id == "" {
-		return fmt.Errorf("%w: no identifier", ErrCorrupt)
+		return false, fmt.Errorf("%w: no identifier", ErrCorrupt)
 	}
-	for _, b := range recordBuckets {
+	buckets := recordBuckets
+	if old = version == 1; old {
+		buckets = buckets[:schema1]
+	}
+	for _, b := range buckets {
 		bucket := tx.Bucket(b.name)
 		if bucket == nil {
-			return fmt.Errorf("%w: no bucket %q", ErrCorrupt, b.name)
+			return false, fmt.Errorf("%w: no bucket %q", ErrCorrupt, b.name)
 		}
 		err := bucket.ForEach(func(key, value []byte) error {
 			if err := b.check(value); err != nil {
@@ -273,10 +308,10 @@ func (s *Store) verify(tx *bbolt.Tx) error {
 			return nil
 		})
 		if err != nil {
-			return err
+			return false, err
 		}
 	}
-	return checkPages(tx)
+	return old, checkPages(tx)
 }
 
 // checkPages finds pages that are in use and free at once, which the next

@@ -111,7 +111,7 @@ func TestSchemaRefused(t *testing.T) {
 			name:   "newer",
 			change: func(tx *bbolt.Tx) error { return tx.Bucket(metaBucket).Put(schemaKey, []byte("7")) },
 			target: ErrSchema,
-			text:   []string{"has schema 7", "reads schema 1"},
+			text:   []string{"has schema 7", "reads schema 2"},
 		},
 		{
 			name: "foreign",
@@ -122,7 +122,7 @@ func TestSchemaRefused(t *testing.T) {
 				return tx.DeleteBucket(metaBucket)
 			},
 			target: ErrSchema,
-			text:   []string{"bodkin did not make", "reads schema 1"},
+			text:   []string{"bodkin did not make", "reads schema 2"},
 		},
 		{
 			name:   "no number",

@@ -24,7 +24,8 @@ type room struct {
 var rooms = map[string]room{
 	"rendezvous/wire": {},
 	"rendezvous": {
-		rooms: []string{"rendezvous/wire", "punch/nat", "store", "internal/yamlfile", "internal/unixsock"},
+		rooms: []string{"rendezvous/wire", "rendezvous/access", "rendezvous/enrol", "rendezvous/page", "punch/nat", "store",
+			"internal/certfile", "internal/yamlfile", "internal/unixsock"},
 		modules: []string{
 			"github.com/pion/stun/v4", "github.com/gorilla/websocket",
 			"go.yaml.in/yaml/v3",                  // communities
@@ -32,6 +33,11 @@ var rooms = map[string]room{
 			"github.com/fsnotify/fsnotify",        // communitiesDir
 		},
 	},
+	// Who may do what over the API, who may join, and what a browser gets: three
+	// rooms that know nothing of sessions and pairs.
+	"rendezvous/access": {rooms: []string{"store"}, modules: []string{"golang.org/x/time"}},
+	"rendezvous/enrol":  {rooms: []string{"rendezvous/wire", "store", "internal/pki"}},
+	"rendezvous/page":   {},
 	// What NATs do and what follows: measured by punch, judged by the
 	// rendezvous, so neither owns it.
 	"punch/nat": {},
@@ -47,7 +53,8 @@ var rooms = map[string]room{
 	"punch/rewrite": {modules: []string{"github.com/google/nftables", "github.com/vishvananda/netlink", "golang.org/x/sys"}},
 	"punch/rawudp":  {modules: []string{"golang.org/x/sys", "golang.org/x/net"}},
 	"agent": {
-		rooms: []string{"rendezvous/wire", "punch", "punch/nat", "punch/rawudp", "punch/rewrite", "punch/portmap", "agent/charon", "agent/forward", "internal/yamlfile", "internal/unixsock"},
+		rooms: []string{"rendezvous/wire", "punch", "punch/nat", "punch/rawudp", "punch/rewrite", "punch/portmap", "agent/charon", "agent/forward",
+			"internal/pki", "internal/certfile", "internal/yamlfile", "internal/unixsock"},
 		modules: []string{
 			"github.com/gorilla/websocket",
 			"github.com/vishvananda/netlink", // addresses and routes
@@ -57,14 +64,32 @@ var rooms = map[string]room{
 	// Who may talk to whom through the connector, in the host's netfilter.
 	"agent/forward": {modules: []string{"github.com/google/nftables", "golang.org/x/sys"}},
 	"agent/charon":  {modules: []string{"github.com/strongswan/govici"}},
+	// Becoming a node, before there is an agent: `bodkin join`.
+	"agent/join": {rooms: []string{"rendezvous/wire", "agent", "internal/pki"}, modules: []string{"go.yaml.in/yaml/v3"}},
+	// What can be wrong on a machine: `bodkin doctor`.
+	"agent/doctor": {
+		rooms:   []string{"agent", "agent/charon", "punch/rawudp", "rendezvous/wire", "internal/certfile"},
+		modules: []string{"github.com/vishvananda/netlink", "github.com/google/nftables", "golang.org/x/sys", "golang.org/x/net", "github.com/pion/stun/v4"},
+	},
 	// Both daemons read their configuration alike, and do not know each other.
 	"internal/yamlfile": {modules: []string{"go.yaml.in/yaml/v3"}},
+	// Keys, requests and certificates as both ends of a join make them, and files of
+	// them as both daemons follow them.
+	"internal/pki":      {},
+	"internal/certfile": {rooms: []string{"internal/pki"}},
 	// Both open a command socket alike.
 	"internal/unixsock": {},
-	"store":             {modules: []string{"go.etcd.io/bbolt"}},
+	// For tests: what they change of a network is a namespace's of their own.
+	"internal/nstest": {modules: []string{"golang.org/x/sys"}},
+	"store":           {modules: []string{"go.etcd.io/bbolt"}},
 	"cmd/bodkin": {
-		rooms:   []string{"rendezvous", "rendezvous/wire", "agent", "agent/charon", "punch", "punch/nat", "punch/portmap", "punch/rawudp", "store"},
-		modules: []string{"github.com/spf13/cobra"},
+		rooms: []string{"rendezvous", "rendezvous/wire", "rendezvous/access", "rendezvous/enrol", "agent", "agent/charon", "agent/join", "agent/doctor",
+			"punch", "punch/nat", "punch/portmap", "punch/rawudp", "store", "internal/pki", "internal/yamlfile"},
+		modules: []string{
+			"github.com/spf13/cobra", "github.com/coreos/go-systemd/v22",
+			"go.yaml.in/yaml/v3", // -o yaml
+			"golang.org/x/term",  // colours only there
+		},
 	},
 	// The lab stands beside Bodkin: what it tests is the built binary.
 	"e2e/lab": {modules: []string{"github.com/strongswan/govici", "golang.org/x/sys", "golang.org/x/net"}},

@@ -158,6 +158,8 @@ type Hello struct {
 	NoProbe string `json:"noProbe,omitempty"`
 	// Metered: somebody pays for each byte. The rendezvous is silent for longer.
 	Metered bool `json:"metered,omitempty"`
+	// Answers: the agent understands Ask and Revocations.
+	Answers bool `json:"answers,omitempty"`
 }
 
 // Tunnel is a standing tunnel as one of its ends sees it.
@@ -357,6 +359,9 @@ type Report struct {
 	// Packets is how many packets this side has sent to get through: openers,
 	// probes and checks.
 	Packets int `json:"packets,omitempty"`
+	// Steps are what this side did and saw, in order of time; with the outcomes
+	// that end an attempt.
+	Steps []Step `json:"steps,omitempty"`
 }
 
 // Bye is the last message before the rendezvous closes the session.

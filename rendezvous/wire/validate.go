@@ -258,6 +258,9 @@ func (r *Report) Validate() error {
 	if err := r.Path.Validate(); err != nil {
 		return err
 	}
+	if err := validateSteps(r.Steps); err != nil {
+		return err
+	}
 	return validateText("reason", r.Reason)
 }
 

@@ -41,8 +41,9 @@ var (
 )
 
 // Message is one of the protocol's messages: *Hello, *Network, *Prepared,
-// *Report, *Usage (agent to rendezvous), *Welcome, *Peers, *Forwarding, *Prepare,
-// *Punch, *Trickle, *Cancel, *Demote, *Retry, *Bye (rendezvous to agent).
+// *Report, *Usage, *Reply (agent to rendezvous), *Welcome, *Peers, *Forwarding,
+// *Prepare, *Punch, *Trickle, *Cancel, *Demote, *Retry, *Revocations, *Ask, *Bye
+// (rendezvous to agent).
 type Message interface {
 	// Type is the frame's "type".
 	Type() string
@@ -86,6 +87,12 @@ func newMessage(typ string) Message {
 		return new(Demote)
 	case "usage":
 		return new(Usage)
+	case "ask":
+		return new(Ask)
+	case "reply":
+		return new(Reply)
+	case "revocations":
+		return new(Revocations)
 	case "bye":
 		return new(Bye)
 	}
