@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +14,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/bodkin-net/bodkin/internal/nstest"
 )
 
 func TestHalve(t *testing.T) {
@@ -67,15 +68,10 @@ type charonStage struct {
 
 func newCharonStage(t *testing.T) charonStage {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: run as root (make test does)")
-	}
-	runtime.LockOSThread() // and never unlocked: the thread ends with the test
+	nstest.Enter(t)
 	s := charonStage{T: t}
-	s.must(unix.Unshare(unix.CLONE_NEWNET))
 	lo, err := netlink.LinkByName("lo")
 	s.must(err)
-	s.must(netlink.LinkSetUp(lo))
 	s.tun, s.link, err = openTUN()
 	s.must(err)
 	t.Cleanup(func() { s.tun.Close() })

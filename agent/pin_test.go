@@ -3,15 +3,13 @@ package agent
 import (
 	"net"
 	"net/netip"
-	"os"
 	"reflect"
-	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
+	"github.com/bodkin-net/bodkin/internal/nstest"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
@@ -85,13 +83,7 @@ func TestPinsFor(t *testing.T) {
 // TestPin: the kernel keeps pins beside charon's policies of the same selectors,
 // and those are as they were afterwards.
 func TestPin(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: run as root (make test does)")
-	}
-	runtime.LockOSThread() // and never unlocked: the thread ends with the test
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatal(err)
-	}
+	nstest.Enter(t)
 	for _, p := range []netlink.XfrmPolicy{
 		outPolicy("10.1.0.0/24", "10.2.0.0/24", 375423, 1), outPolicy("10.1.0.0/24", "10.2.0.0/16", 379519, 2),
 	} {

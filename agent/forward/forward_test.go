@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/bodkin-net/bodkin/internal/nstest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -21,23 +22,23 @@ const arrival = 20 * time.Second
 // hub is a connector between three edges and a host of its own, each in a
 // namespace with an address inside its subnet.
 type hub struct {
-	*netns
+	*nstest.Namespace
 	table *Table
-	spoke map[string]*netns
+	spoke map[string]*nstest.Namespace
 }
 
 func newHub(t *testing.T) *hub {
 	t.Helper()
-	h := &hub{netns: newNetns(t), spoke: map[string]*netns{}}
-	h.run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0")
+	h := &hub{Namespace: nstest.New(t), spoke: map[string]*nstest.Namespace{}}
+	h.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0")
 	for i, addr := range []string{edge1, edge2, edge3, connector} {
-		n := newNetns(t)
+		n := nstest.New(t)
 		h.spoke[addr] = n
 		link := fmt.Sprintf("spoke%d", i)
 		a := netip.MustParseAddr(addr)
-		gateway := netip.AddrFrom4([4]byte{a.As4()[0], a.As4()[1], a.As4()[2], 254}).String()
-		join(t, link, h.netns, gateway, n, addr)
-		n.run(t, "ip", "route", "add", "default", "via", gateway)
+		gateway := netip.AddrFrom4([4]byte{a.As4()[0], a.As4()[1], a.As4()[2], 254})
+		nstest.Join(t, link, h.Namespace, gateway, n, a)
+		n.Run(t, "ip", "route", "add", "default", "via", gateway.String())
 	}
 	h.table = h.open(t)
 	return h
@@ -47,7 +48,7 @@ func (h *hub) open(t *testing.T) *Table {
 	t.Helper()
 	var table *Table
 	var err error
-	h.do(func() { table, err = Open() })
+	h.Do(func() { table, err = Open() })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +64,7 @@ func (h *hub) listen(t *testing.T, addr string) *net.UDPConn {
 	t.Helper()
 	var conn *net.UDPConn
 	var err error
-	h.spoke[addr].do(func() {
+	h.spoke[addr].Do(func() {
 		conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(addr), 9999)))
 	})
 	if err != nil {
@@ -129,7 +130,7 @@ func must(t *testing.T, err error) {
 func TestTable(t *testing.T) {
 	h := newHub(t)
 	const other = "table ip other {\n\tchain c {\n\t\tip saddr 192.0.2.7 accept\n\t}\n}\n"
-	h.nft(t, other)
+	h.Nft(t, other)
 	conns := map[string]*net.UDPConn{}
 	for addr := range h.spoke {
 		conns[addr] = h.listen(t, addr)
@@ -183,7 +184,7 @@ func TestTable(t *testing.T) {
 	must(t, h.table.Remove()) // again: nothing to do
 	present(false)
 	passes(edge3, edge1)
-	if tables := h.run(t, "nft", "list", "ruleset"); tables != other {
+	if tables := h.Run(t, "nft", "list", "ruleset"); tables != other {
 		t.Errorf("left:\n%s\nwant the other table alone, as it was:\n%s", tables, other)
 	}
 	if n, err := h.table.Dropped(); err != nil || n != 0 {
@@ -261,7 +262,7 @@ func TestSetHasNoWindow(t *testing.T) {
 }
 
 func TestEnabled(t *testing.T) {
-	ns := newNetns(t)
+	ns := nstest.New(t)
 	both := prefixes("10.0.0.0/8", "fd00::/16")
 	for _, tt := range []struct {
 		name, set string
@@ -271,9 +272,9 @@ func TestEnabled(t *testing.T) {
 		{"IPv4 alone", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding"},
 		{"both", "net.ipv6.conf.all.forwarding=1", ""},
 	} {
-		ns.run(t, "sysctl", "-qw", tt.set)
+		ns.Run(t, "sysctl", "-qw", tt.set)
 		var err error
-		ns.do(func() { err = Enabled(both) })
+		ns.Do(func() { err = Enabled(both) })
 		if tt.want == "" && err != nil || tt.want != "" && (!errors.Is(err, ErrOff) || !strings.Contains(err.Error(), tt.want)) {
 			t.Errorf("%s: %v, want an error that says %q", tt.name, err, tt.want)
 		}
@@ -281,10 +282,7 @@ func TestEnabled(t *testing.T) {
 }
 
 func TestClosed(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: run as root (make test does)")
-	}
-	h := &hub{netns: newNetns(t)}
+	h := &hub{Namespace: nstest.New(t)}
 	table := h.open(t)
 	must(t, table.Close())
 	_, dropped := table.Dropped()

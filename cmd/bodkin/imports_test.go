@@ -79,7 +79,7 @@ var rooms = map[string]room{
 	"internal/certfile": {rooms: []string{"internal/pki"}},
 	// Both open a command socket alike.
 	"internal/unixsock": {},
-	// For tests: what they change of a network is a namespace's of their own.
+	// Network namespaces, for tests of what belongs to a whole host.
 	"internal/nstest": {modules: []string{"golang.org/x/sys"}},
 	"store":           {modules: []string{"go.etcd.io/bbolt"}},
 	"cmd/bodkin": {

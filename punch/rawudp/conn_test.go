@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/bodkin-net/bodkin/internal/nstest"
 )
 
 // arrival bounds the wait for a packet that is sure to come, on any machine.
@@ -24,11 +26,11 @@ var (
 
 const ikePort = 4500
 
-func listenUDP(t *testing.T, ns *netns, at netip.AddrPort) *net.UDPConn {
+func listenUDP(t *testing.T, ns *nstest.Namespace, at netip.AddrPort) *net.UDPConn {
 	t.Helper()
 	var conn *net.UDPConn
 	var err error
-	ns.do(func() { conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at)) })
+	ns.Do(func() { conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at)) })
 	if err != nil {
 		t.Fatalf("listen on %s: %v", at, err)
 	}
@@ -36,11 +38,11 @@ func listenUDP(t *testing.T, ns *netns, at netip.AddrPort) *net.UDPConn {
 	return conn
 }
 
-func listenRaw(t *testing.T, ns *netns, o Options) *Conn {
+func listenRaw(t *testing.T, ns *nstest.Namespace, o Options) *Conn {
 	t.Helper()
 	var conn *Conn
 	var err error
-	ns.do(func() { conn, err = Listen(o) })
+	ns.Do(func() { conn, err = Listen(o) })
 	if err != nil {
 		t.Fatalf("Listen(%+v): %v", o, err)
 	}
@@ -90,7 +92,7 @@ func TestSharesPort(t *testing.T) {
 	for name, addr := range map[string]netip.Addr{"IPv4": localhost4, "IPv6": localhost6} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ns := newNetns(t)
+			ns := nstest.New(t)
 			shared := netip.AddrPortFrom(addr, ikePort)
 			owner := listenUDP(t, ns, shared)
 			peer := listenUDP(t, ns, netip.AddrPortFrom(addr, 0))
@@ -132,12 +134,12 @@ func TestWrongChecksumIsNotSeen(t *testing.T) {
 	for name, addr := range map[string]netip.Addr{"ip4:17": localhost4, "ip6:17": localhost6} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ns := newNetns(t)
+			ns := nstest.New(t)
 			shared, from := netip.AddrPortFrom(addr, ikePort), netip.AddrPortFrom(addr, 5000)
 			conn := listenRaw(t, ns, Options{Addr: addr, Port: ikePort})
 			var forger *net.IPConn
 			var err error
-			ns.do(func() { forger, err = net.ListenIP(name, &net.IPAddr{IP: addr.AsSlice()}) })
+			ns.Do(func() { forger, err = net.ListenIP(name, &net.IPAddr{IP: addr.AsSlice()}) })
 			if err != nil {
 				t.Fatalf("listen: %v", err)
 			}
@@ -157,7 +159,7 @@ func TestWrongChecksumIsNotSeen(t *testing.T) {
 
 func TestPacketConn(t *testing.T) {
 	t.Parallel()
-	ns := newNetns(t)
+	ns := nstest.New(t)
 	var a, b net.PacketConn
 	a = listenRaw(t, ns, Options{Addr: localhost4, Port: 4500})
 	b = listenRaw(t, ns, Options{Addr: netip.MustParseAddr("::ffff:127.0.0.1"), Port: 4501})
@@ -185,7 +187,7 @@ func TestWriteToTTL(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ns := newNetns(t)
+			ns := nstest.New(t)
 			peer := listenUDP(t, ns, netip.AddrPortFrom(tt.addr, 0))
 			conn := listenRaw(t, ns, Options{Addr: tt.addr, Port: ikePort})
 			rc, err := peer.SyscallConn()
@@ -242,14 +244,14 @@ func readTTL(t *testing.T, c *net.UDPConn, kind int) uint32 {
 // see it either.
 func TestFirewallDropIsNotSeen(t *testing.T) {
 	t.Parallel()
-	ns := newNetns(t)
+	ns := nstest.New(t)
 	shared := netip.AddrPortFrom(localhost4, ikePort)
 	blocked := listenUDP(t, ns, netip.AddrPortFrom(localhost4, 5001))
 	allowed := listenUDP(t, ns, netip.AddrPortFrom(localhost4, 5002))
 	conn := listenRaw(t, ns, Options{Addr: localhost4, Port: ikePort})
 
 	send(t, blocked, shared, stunPayload("before the rule"))
-	ns.run(t, `table ip t { chain in { type filter hook input priority 0; udp sport 5001 drop; }; }`, "nft", "-f", "-")
+	ns.Nft(t, `table ip t { chain in { type filter hook input priority 0; udp sport 5001 drop; }; }`)
 	send(t, blocked, shared, stunPayload("dropped"))
 	send(t, allowed, shared, stunPayload("allowed"))
 
@@ -261,16 +263,16 @@ func TestFirewallDropIsNotSeen(t *testing.T) {
 // socket sends or ought to receive.
 func TestBypassesIPsecPolicies(t *testing.T) {
 	t.Parallel()
-	here, there := newNetns(t), newNetns(t)
-	join(t, here, there)
+	here, there := nstest.New(t), nstest.New(t)
 	local, remote := netip.MustParseAddr("10.9.0.1"), netip.MustParseAddr("10.9.0.2")
+	nstest.Join(t, "eth0", here, local, there, remote)
 	peer := listenUDP(t, there, netip.AddrPortFrom(remote, 5000))
 	ordinary := listenUDP(t, here, netip.AddrPortFrom(local, 4501))
 	conn := listenRaw(t, here, Options{Addr: local, Port: ikePort})
 	for _, p := range []struct{ dir, src, dst string }{
 		{"out", local.String(), remote.String()}, {"in", remote.String(), local.String()},
 	} {
-		here.run(t, "", "ip", "xfrm", "policy", "add", "src", p.src, "dst", p.dst, "dir", p.dir,
+		here.Run(t, "ip", "xfrm", "policy", "add", "src", p.src, "dst", p.dst, "dir", p.dir,
 			"tmpl", "src", p.src, "dst", p.dst, "proto", "esp", "mode", "tunnel")
 	}
 
@@ -285,9 +287,9 @@ func TestBypassesIPsecPolicies(t *testing.T) {
 
 func TestMark(t *testing.T) {
 	t.Parallel()
-	ns := newNetns(t)
+	ns := nstest.New(t)
 	peer := listenUDP(t, ns, netip.AddrPortFrom(localhost4, 5000))
-	ns.run(t, `table ip t { chain out { type filter hook output priority 0; udp dport 5000 meta mark != 0x42 drop; }; }`, "nft", "-f", "-")
+	ns.Nft(t, `table ip t { chain out { type filter hook output priority 0; udp dport 5000 meta mark != 0x42 drop; }; }`)
 	plain := listenRaw(t, ns, Options{Addr: localhost4, Port: 4501})
 	marked := listenRaw(t, ns, Options{Addr: localhost4, Port: ikePort, Mark: 0x42})
 
@@ -300,7 +302,7 @@ func TestMark(t *testing.T) {
 
 func TestDeadlineAndClose(t *testing.T) {
 	t.Parallel()
-	ns := newNetns(t)
+	ns := nstest.New(t)
 	conn := listenRaw(t, ns, Options{Addr: localhost4, Port: ikePort})
 	b := make([]byte, 64)
 	if err := conn.SetReadDeadline(time.Now().Add(-time.Second)); err != nil {
@@ -336,7 +338,7 @@ func TestDeadlineAndClose(t *testing.T) {
 
 func TestWriteRefuses(t *testing.T) {
 	t.Parallel()
-	ns := newNetns(t)
+	ns := nstest.New(t)
 	conn := listenRaw(t, ns, Options{Addr: localhost4, Port: ikePort})
 	for _, dst := range []string{"127.0.0.1:0", "0.0.0.0:9", "[::1]:9"} {
 		if _, err := conn.WriteToAddrPort(stunPayload(""), netip.MustParseAddrPort(dst)); !errors.Is(err, ErrDestination) {
@@ -367,10 +369,10 @@ func TestListenRefuses(t *testing.T) {
 
 func TestListenNotLocal(t *testing.T) {
 	t.Parallel()
-	ns := newNetns(t)
+	ns := nstest.New(t)
 	for _, addr := range []string{"192.0.2.1", "2001:db8::1"} {
 		var err error
-		ns.do(func() { _, err = Listen(Options{Addr: netip.MustParseAddr(addr), Port: ikePort}) })
+		ns.Do(func() { _, err = Listen(Options{Addr: netip.MustParseAddr(addr), Port: ikePort}) })
 		if !errors.Is(err, ErrNotLocal) {
 			t.Errorf("Listen on %s: %v; want ErrNotLocal", addr, err)
 		}
@@ -383,30 +385,11 @@ func TestListenWithoutCapability(t *testing.T) {
 	for name, capability := range map[string]uint{"CAP_NET_RAW": unix.CAP_NET_RAW, "CAP_NET_ADMIN": unix.CAP_NET_ADMIN} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ns := newNetns(t)
-			var dropErr, err error
-			ns.do(func() { // on the namespace's own thread, which ends with the test
-				if dropErr = dropEffective(capability); dropErr == nil {
-					_, err = Listen(Options{Addr: localhost4, Port: ikePort})
-				}
-			})
-			if dropErr != nil {
-				t.Fatalf("drop %s: %v", name, dropErr)
-			}
+			var err error
+			nstest.New(t).DoWithout(t, capability, func() { _, err = Listen(Options{Addr: localhost4, Port: ikePort}) })
 			if !errors.Is(err, ErrPermission) {
 				t.Errorf("Listen: %v; want ErrPermission", err)
 			}
 		})
 	}
-}
-
-// dropEffective takes a capability (of the first 32) from the calling thread.
-func dropEffective(capability uint) error {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return err
-	}
-	data[0].Effective &^= 1 << capability
-	return unix.Capset(&header, &data[0])
 }

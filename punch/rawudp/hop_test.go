@@ -5,35 +5,19 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"strconv"
 	"testing"
 	"time"
+
+	"github.com/bodkin-net/bodkin/internal/nstest"
 )
 
 // path is a host, two routers and a server in a row.
 type path struct {
-	host, near, far, server *netns
+	host, near, far, server *nstest.Namespace
 	here                    netip.Addr
 	routers                 [2]netip.Addr
 	there                   netip.Addr
 	lost                    netip.Addr // an address to which far has no route
-}
-
-// connect links two namespaces by an interface of that name.
-func connect(t *testing.T, link string, a *netns, aAddr netip.Addr, b *netns, bAddr netip.Addr) {
-	t.Helper()
-	a.run(t, "", "ip", "link", "add", link, "type", "veth", "peer", "name", link, "netns", strconv.Itoa(b.tid))
-	for _, end := range []struct {
-		ns   *netns
-		addr netip.Addr
-	}{{a, aAddr}, {b, bAddr}} {
-		args := []string{"address", "add", netip.PrefixFrom(end.addr, end.addr.BitLen()-8).String(), "dev", link}
-		if end.addr.Is6() {
-			args = append(args, "nodad")
-		}
-		end.ns.run(t, "", "ip", args...)
-		end.ns.run(t, "", "ip", "link", "set", link, "up")
-	}
 }
 
 func newPath(t *testing.T, prefix string) path {
@@ -44,26 +28,26 @@ func newPath(t *testing.T, prefix string) path {
 		sep = ":"
 	}
 	p := path{
-		host: newNetns(t), near: newNetns(t), far: newNetns(t), server: newNetns(t),
+		host: nstest.New(t), near: nstest.New(t), far: nstest.New(t), server: nstest.New(t),
 		here: at("1" + sep + "1"), routers: [2]netip.Addr{at("1" + sep + "2"), at("2" + sep + "2")},
 		there: at("3" + sep + "2"), lost: at("4" + sep + "1"),
 	}
-	for _, router := range []*netns{p.near, p.far} {
-		router.run(t, "", "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1",
+	for _, router := range []*nstest.Namespace{p.near, p.far} {
+		router.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1",
 			"net.ipv4.icmp_ratemask=0", "net.ipv6.icmp.ratelimit=0")
 	}
-	connect(t, "one", p.host, p.here, p.near, p.routers[0])
-	connect(t, "two", p.near, at("2"+sep+"1"), p.far, p.routers[1])
-	connect(t, "three", p.far, at("3"+sep+"1"), p.server, p.there)
-	p.host.run(t, "", "ip", "route", "add", "default", "via", p.routers[0].String())
-	p.near.run(t, "", "ip", "route", "add", "default", "via", p.routers[1].String())
-	p.far.run(t, "", "ip", "route", "add", netip.PrefixFrom(p.here, p.here.BitLen()-8).Masked().String(), "via", at("2"+sep+"1").String())
-	p.server.run(t, "", "ip", "route", "add", "default", "via", at("3"+sep+"1").String())
+	nstest.Join(t, "one", p.host, p.here, p.near, p.routers[0])
+	nstest.Join(t, "two", p.near, at("2"+sep+"1"), p.far, p.routers[1])
+	nstest.Join(t, "three", p.far, at("3"+sep+"1"), p.server, p.there)
+	p.host.Run(t, "ip", "route", "add", "default", "via", p.routers[0].String())
+	p.near.Run(t, "ip", "route", "add", "default", "via", p.routers[1].String())
+	p.far.Run(t, "ip", "route", "add", netip.PrefixFrom(p.here, p.here.BitLen()-8).Masked().String(), "via", at("2"+sep+"1").String())
+	p.server.Run(t, "ip", "route", "add", "default", "via", at("3"+sep+"1").String())
 	return p
 }
 
 func (p path) hop(ctx context.Context, to netip.AddrPort, ttl int) (from netip.Addr, err error) {
-	p.host.do(func() { from, err = Hop(ctx, PlainOptions{Addr: p.here}, to, ttl) })
+	p.host.Do(func() { from, err = Hop(ctx, PlainOptions{Addr: p.here}, to, ttl) })
 	return from, err
 }
 
@@ -127,11 +111,11 @@ func TestHop(t *testing.T) {
 	}
 }
 
-func listenPlain(t *testing.T, ns *netns, o PlainOptions) *net.UDPConn {
+func listenPlain(t *testing.T, ns *nstest.Namespace, o PlainOptions) *net.UDPConn {
 	t.Helper()
 	var conn *net.UDPConn
 	var err error
-	ns.do(func() { conn, err = ListenPlain(o) })
+	ns.Do(func() { conn, err = ListenPlain(o) })
 	if err != nil {
 		t.Fatalf("ListenPlain(%+v): %v", o, err)
 	}
@@ -148,11 +132,11 @@ func TestListenPlain(t *testing.T) {
 	} {
 		t.Run(family, func(t *testing.T) {
 			t.Parallel()
-			here, there := newNetns(t), newNetns(t)
+			here, there := nstest.New(t), nstest.New(t)
 			local, remote := addrs[0], addrs[1]
-			connect(t, "eth0", here, local, there, remote)
-			here.run(t, `table inet t { chain out { type filter hook output priority 0; udp dport 5000 meta mark != 0x42 drop; }; }`, "nft", "-f", "-")
-			here.run(t, "", "ip", "xfrm", "policy", "add", "src", local.String(), "dst", remote.String(), "dir", "out",
+			nstest.Join(t, "eth0", here, local, there, remote)
+			here.Nft(t, `table inet t { chain out { type filter hook output priority 0; udp dport 5000 meta mark != 0x42 drop; }; }`)
+			here.Run(t, "ip", "xfrm", "policy", "add", "src", local.String(), "dst", remote.String(), "dir", "out",
 				"tmpl", "src", local.String(), "dst", remote.String(), "proto", "esp", "mode", "tunnel")
 			peer := listenUDP(t, there, netip.AddrPortFrom(remote, 5000))
 			conn := listenPlain(t, here, PlainOptions{Addr: local, Mark: 0x42})
@@ -169,7 +153,7 @@ func TestListenPlain(t *testing.T) {
 
 func TestListenPlainRefuses(t *testing.T) {
 	t.Parallel()
-	ns := newNetns(t)
+	ns := nstest.New(t)
 	for want, options := range map[error][]PlainOptions{
 		ErrOptions: {
 			{},
@@ -182,7 +166,7 @@ func TestListenPlainRefuses(t *testing.T) {
 	} {
 		for _, o := range options {
 			var err error
-			ns.do(func() { _, err = ListenPlain(o) })
+			ns.Do(func() { _, err = ListenPlain(o) })
 			if !errors.Is(err, want) {
 				t.Errorf("ListenPlain(%+v): %v; want %v", o, err, want)
 			}

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/bodkin-net/bodkin/internal/nstest"
 	"github.com/bodkin-net/bodkin/punch/rawudp"
 )
 
@@ -39,11 +40,11 @@ var (
 	toPeer   = Flow{Local: shared, Peer: peerAt}
 )
 
-func open(t *testing.T, ns *netns) *Table {
+func open(t *testing.T, ns *nstest.Namespace) *Table {
 	t.Helper()
 	var table *Table
 	var err error
-	ns.do(func() { table, err = Open(slog.New(slog.DiscardHandler)) })
+	ns.Do(func() { table, err = Open(slog.New(slog.DiscardHandler)) })
 	if err != nil {
 		t.Fatalf("Open: %v", err)
 	}
@@ -55,11 +56,11 @@ func open(t *testing.T, ns *netns) *Table {
 	return table
 }
 
-func listen(t *testing.T, ns *netns, at netip.AddrPort) *net.UDPConn {
+func listen(t *testing.T, ns *nstest.Namespace, at netip.AddrPort) *net.UDPConn {
 	t.Helper()
 	var conn *net.UDPConn
 	var err error
-	ns.do(func() { conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at)) })
+	ns.Do(func() { conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at)) })
 	if err != nil {
 		t.Fatalf("listen on %s: %v", at, err)
 	}
@@ -112,14 +113,14 @@ func receive(t *testing.T, at receiver, payload string) netip.AddrPort {
 
 // pair is a host whose port 4500 a daemon owns, and its peer.
 type pair struct {
-	host, peer   *netns
+	host, peer   *nstest.Namespace
 	daemon, away udp
 }
 
 func newPair(t *testing.T) pair {
 	t.Helper()
-	p := pair{host: newNetns(t), peer: newNetns(t)}
-	join(t, "eth0", p.host, hostAddr.String(), p.peer, peerAt.Addr().String())
+	p := pair{host: nstest.New(t), peer: nstest.New(t)}
+	nstest.Join(t, "eth0", p.host, hostAddr, p.peer, peerAt.Addr())
 	p.daemon = udp{listen(t, p.host, shared)}
 	p.away = udp{listen(t, p.peer, peerAt)}
 	return p
@@ -190,7 +191,7 @@ func TestSet(t *testing.T) {
 			}
 		},
 		"a masquerade rule of the host's": func(t *testing.T, p pair, _ *Table) {
-			p.host.nft(t, `table ip host { chain post { type nat hook postrouting priority srcnat; masquerade fully-random; }; }`)
+			p.host.Nft(t, `table ip host { chain post { type nat hook postrouting priority srcnat; masquerade fully-random; }; }`)
 		},
 	} {
 		for first, begin := range map[string]func(*testing.T, pair){
@@ -209,7 +210,7 @@ func TestSet(t *testing.T) {
 			t.Run(name+", "+first, func(t *testing.T) {
 				t.Parallel()
 				p := newPair(t)
-				p.host.nft(t, `table ip tracking { chain in { type filter hook input priority 0; ct state new; }; }`)
+				p.host.Nft(t, `table ip tracking { chain in { type filter hook input priority 0; ct state new; }; }`)
 				table := open(t, p.host)
 				before(t, p, table)
 				if t.Failed() {
@@ -234,13 +235,14 @@ func TestSet(t *testing.T) {
 // and the socket that shares the daemon's port uses it too.
 func TestSetBehindSymmetricNAT(t *testing.T) {
 	t.Parallel()
-	host, router, peer := newNetns(t), newNetns(t), newNetns(t)
-	join(t, "lan", host, hostAddr.String(), router, "10.9.0.254")
-	join(t, "wan", router, "203.0.113.1", peer, "203.0.113.2")
-	host.run(t, "ip", "route", "add", "default", "via", "10.9.0.254")
-	router.run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1")
-	router.nft(t, `table ip nat { chain post { type nat hook postrouting priority srcnat; oifname wan masquerade fully-random; }; }`)
+	host, router, peer := nstest.New(t), nstest.New(t), nstest.New(t)
+	gateway := netip.MustParseAddr("10.9.0.254")
 	flow := Flow{Local: shared, Peer: netip.MustParseAddrPort("203.0.113.2:4500")}
+	nstest.Join(t, "lan", host, hostAddr, router, gateway)
+	nstest.Join(t, "wan", router, netip.MustParseAddr("203.0.113.1"), peer, flow.Peer.Addr())
+	host.Run(t, "ip", "route", "add", "default", "via", gateway.String())
+	router.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+	router.Nft(t, `table ip nat { chain post { type nat hook postrouting priority srcnat; oifname wan masquerade fully-random; }; }`)
 	table := open(t, host)
 	daemon := udp{listen(t, host, shared)}
 	away := udp{listen(t, peer, flow.Peer)}
@@ -358,10 +360,10 @@ func wantRules(t *testing.T, table *Table, want ...Rule) {
 	}
 }
 
-func wantNoTable(t *testing.T, ns *netns) {
+func wantNoTable(t *testing.T, ns *nstest.Namespace) {
 	t.Helper()
-	if out := ns.run(t, "nft", "list", "tables"); strings.Contains(out, tableName) {
-		t.Errorf("an empty table stands:\n%s", ns.run(t, "nft", "list", "ruleset"))
+	if out := ns.Run(t, "nft", "list", "tables"); strings.Contains(out, tableName) {
+		t.Errorf("an empty table stands:\n%s", ns.Run(t, "nft", "list", "ruleset"))
 	}
 }
 
@@ -375,7 +377,7 @@ func TestFlushedRuleset(t *testing.T) {
 		if err := table.Set("b", toPeer, hit); err != nil {
 			t.Fatalf("Set: %v", err)
 		}
-		p.host.nft(t, "flush ruleset")
+		p.host.Nft(t, "flush ruleset")
 	}
 	if err := errors.Join(table.Remove("b"), table.Set("b", toPeer, hit)); err != nil {
 		t.Fatal(err)
@@ -385,7 +387,7 @@ func TestFlushedRuleset(t *testing.T) {
 
 func TestRefuses(t *testing.T) {
 	t.Parallel()
-	table := open(t, newNetns(t))
+	table := open(t, nstest.New(t))
 	at := netip.MustParseAddrPort
 	for name, tt := range map[string]struct {
 		owner string
@@ -409,7 +411,7 @@ func TestRefuses(t *testing.T) {
 
 func TestClosed(t *testing.T) {
 	t.Parallel()
-	table := open(t, newNetns(t))
+	table := open(t, nstest.New(t))
 	if err := table.Close(); err != nil {
 		t.Fatalf("Close: %v", err)
 	}
@@ -423,40 +425,21 @@ func TestClosed(t *testing.T) {
 
 func TestUnavailable(t *testing.T) {
 	t.Parallel()
-	ns := newNetns(t)
-	var dropErr, err error
-	ns.do(func() { // on the namespace's own thread, which ends with the test
-		if dropErr = dropEffective(unix.CAP_NET_ADMIN); dropErr == nil {
-			_, err = Open(slog.New(slog.DiscardHandler))
-		}
-	})
-	if dropErr != nil {
-		t.Fatalf("drop CAP_NET_ADMIN: %v", dropErr)
-	}
+	var err error
+	nstest.New(t).DoWithout(t, unix.CAP_NET_ADMIN, func() { _, err = Open(slog.New(slog.DiscardHandler)) })
 	if !errors.Is(err, ErrUnavailable) || !errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
 		t.Errorf("Open without CAP_NET_ADMIN: %v; want ErrUnavailable that names the capability", err)
 	}
 }
 
-// dropEffective takes a capability (of the first 32) from the calling thread.
-func dropEffective(capability uint) error {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return err
-	}
-	data[0].Effective &^= 1 << capability
-	return unix.Capset(&header, &data[0])
-}
-
 // stun is the start of a STUN message, which the raw socket lets pass.
 const stun = "\x00\x01\x00\x00\x21\x12\xa4\x42"
 
-func listenRaw(t *testing.T, ns *netns) *rawudp.Conn {
+func listenRaw(t *testing.T, ns *nstest.Namespace) *rawudp.Conn {
 	t.Helper()
 	var conn *rawudp.Conn
 	var err error
-	ns.do(func() { conn, err = rawudp.Listen(rawudp.Options{Addr: shared.Addr(), Port: shared.Port()}) })
+	ns.Do(func() { conn, err = rawudp.Listen(rawudp.Options{Addr: shared.Addr(), Port: shared.Port()}) })
 	if err != nil {
 		t.Fatalf("rawudp.Listen: %v", err)
 	}

@@ -46,7 +46,7 @@ func TestSweep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.host.do(func() { err = child.Start() })
+	p.host.Do(func() { err = child.Start() })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,10 +64,10 @@ func TestSweep(t *testing.T) {
 	}
 	kept := Flow{Local: shared, Peer: netip.MustParseAddrPort("10.9.0.3:4500")}
 	wantRules(t, table, Rule{"kept", kept, hit})
-	if out := p.host.run(t, "nft", "list", "ruleset"); strings.Count(out, "comment") != strings.Count(out, `comment "kept"`) {
+	if out := p.host.Run(t, "nft", "list", "ruleset"); strings.Count(out, "comment") != strings.Count(out, `comment "kept"`) {
 		t.Errorf("rules are left:\n%s", out)
 	}
-	if entries := p.host.run(t, "conntrack", "-L"); strings.Contains(entries, "40007") {
+	if entries := p.host.Run(t, "conntrack", "-L"); strings.Contains(entries, "40007") {
 		t.Errorf("entries of a swept rewrite are left:\n%s", entries)
 	}
 	if err := table.Sweep(func(string) bool { return false }); err != nil {
