@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/bodkin-net/bodkin/agent/charon"
@@ -15,8 +16,9 @@ const (
 	// dpdPunched: ICE consent watches a punched path; DPD is left for the time
 	// when no agent runs, and each costs some 220 bytes of somebody's SIM card.
 	dpdPunched = 2 * time.Minute
-	// dpdPublic: nothing else watches the tunnel to the connector, and both
-	// ends ask.
+	// dpdPublic: of the tunnel to the connector the edge's agent watches what
+	// flows. That an edge has gone for good nothing else tells the connector's
+	// charon, and where no agent runs nothing else tells either.
 	dpdPublic = time.Minute
 )
 
@@ -133,6 +135,19 @@ func own(self wire.Endpoint, peer wire.Peer) []charon.Child {
 	})
 }
 
+// marked are the children of a direct tunnel where the kernel does ESP. Without
+// the mark it would hold what still comes through the relay against the policy of
+// the direct tunnel, which is the more specific one, and drop it. What goes to or
+// from a node address is never relayed.
+func marked(all []charon.Child, mark DirectMark) []charon.Child {
+	for i, c := range all {
+		if strings.HasSuffix(c.Name, podToPod) {
+			all[i].MarkIn = charon.Mark(mark)
+		}
+	}
+	return all
+}
+
 // matched are the children whose selectors go together: only those of one address
 // family do.
 func matched(all ...charon.Child) []charon.Child {
@@ -177,10 +192,7 @@ func localPrefixes() []netip.Prefix {
 	var out []netip.Prefix
 	for _, a := range addrs {
 		if n, ok := a.(*net.IPNet); ok {
-			if ip, ok := netip.AddrFromSlice(n.IP); ok {
-				ones, _ := n.Mask.Size()
-				out = append(out, netip.PrefixFrom(ip.Unmap(), ones))
-			}
+			out = append(out, prefixOf(n))
 		}
 	}
 	return out

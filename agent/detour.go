@@ -36,7 +36,7 @@ func (r *run) leave(ctx context.Context, at time.Time) {
 	if err != nil {
 		return // no charon, no SA
 	}
-	r.destroy(ctx, sas, func(charon.SA) bool { return true })
+	destroy(ctx, r.shared.vici, r.log, sas, func(charon.SA) bool { return true })
 }
 
 // part leaves a tunnel that works, without losing what is on its way.

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
@@ -61,7 +62,7 @@ func (r *run) establish(ctx context.Context, path wire.Path) error {
 	if r.peer.Role == wire.Controlling {
 		// What did not prove itself has to go first: charon takes a second
 		// CHILD SA of the same selectors for a duplicate and does nothing.
-		r.destroy(ctx, sas, func(sa charon.SA) bool { return sameEnds(sa, path) })
+		destroy(ctx, r.shared.vici, r.log, sas, func(sa charon.SA) bool { return sameEnds(sa, path) })
 		if err := r.proved(ctx, path); err != nil {
 			return err
 		}
@@ -79,7 +80,7 @@ func (r *run) establish(ctx context.Context, path wire.Path) error {
 	if sas, err = r.sas(ctx); err != nil {
 		return err
 	}
-	r.destroy(ctx, sas, func(sa charon.SA) bool { return !sameEnds(sa, path) || !usable(sa) })
+	destroy(ctx, r.shared.vici, r.log, sas, func(sa charon.SA) bool { return !sameEnds(sa, path) || !usable(sa) })
 	r.endChecks(ctx, sas)
 	return nil
 }
@@ -118,11 +119,8 @@ func (r *run) endChecks(ctx context.Context, sas []charon.SA) {
 	}
 	for _, sa := range sas {
 		for _, c := range sa.Children {
-			if !checking(sa, c) {
-				continue
-			}
-			if err := r.shared.vici.TerminateChild(ctx, c.ID); err != nil && !errors.Is(err, charon.ErrNotFound) {
-				r.log.Warn("check not ended", "child", c.Name, "err", err)
+			if checking(sa, c) {
+				r.endChild(ctx, c)
 			}
 		}
 	}
@@ -142,7 +140,7 @@ func (r *run) dropHalfOpen(ctx context.Context) {
 	if err != nil {
 		return // no charon, no SA
 	}
-	r.destroy(ctx, sas, func(sa charon.SA) bool { return !usable(sa) || provesOnly(sa) })
+	destroy(ctx, r.shared.vici, r.log, sas, func(sa charon.SA) bool { return !usable(sa) || provesOnly(sa) })
 }
 
 // initiate asks charon for the tunnel's children.
@@ -179,13 +177,13 @@ func (r *run) carries(ctx context.Context, path wire.Path) bool {
 	return r.confirm(ctx, path, bytesIn(sas), nil) == nil
 }
 
-// destroy ends those of this connection's SAs that which picks, without waiting
-// for the peer's answer: the path to it may be gone.
-func (r *run) destroy(ctx context.Context, sas []charon.SA, which func(charon.SA) bool) {
+// destroy ends those of the SAs that which picks, without waiting for the peer's
+// answer: the path to it may be gone.
+func destroy(ctx context.Context, vici *charon.Client, log *slog.Logger, sas []charon.SA, which func(charon.SA) bool) {
 	for _, sa := range sas {
 		if which(sa) {
-			if err := r.shared.vici.Destroy(ctx, sa.ID); err != nil && !errors.Is(err, charon.ErrNotFound) {
-				r.log.Warn("old SA not ended", "sa", sa.ID, "err", err)
+			if err := vici.Destroy(ctx, sa.ID); err != nil && !errors.Is(err, charon.ErrNotFound) {
+				log.Warn("old SA not ended", "connection", sa.Name, "sa", sa.ID, "err", err)
 			}
 		}
 	}

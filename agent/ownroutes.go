@@ -3,10 +3,8 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -47,25 +45,11 @@ func throw(subnets []netip.Prefix, do func(*netlink.Route) error) error {
 	var errs []error
 	for _, p := range subnets {
 		r := &netlink.Route{
-			Dst:   &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())},
-			Table: charonTable, Type: unix.RTN_THROW, Protocol: unix.RTPROT_STATIC,
+			Dst: ipNet(p), Table: charonTable, Type: unix.RTN_THROW, Protocol: unix.RTPROT_STATIC,
 		}
 		if err := do(r); err != nil {
 			errs = append(errs, fmt.Errorf("route throw %s table %d: %w", p, charonTable, err))
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// marked are the children of a direct tunnel where the kernel does ESP. Without
-// the mark it would hold what still comes through the relay against the policy of
-// the direct tunnel, which is the more specific one, and drop it. What goes to or
-// from a node address is never relayed.
-func marked(all []charon.Child, mark DirectMark) []charon.Child {
-	for i, c := range all {
-		if strings.HasSuffix(c.Name, podToPod) {
-			all[i].MarkIn = charon.Mark(mark)
-		}
-	}
-	return all
 }

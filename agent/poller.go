@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"slices"
 	"sync"
@@ -189,7 +188,7 @@ func (d *Daemon) abandon(ctx context.Context, now time.Time, t *tunnel) {
 	if err != nil {
 		return
 	}
-	d.destroy(ctx, sas, func(sa charon.SA) bool { return usable(sa) && sameEnds(sa, t.path) })
+	destroy(ctx, d.vici, d.log, sas, func(sa charon.SA) bool { return usable(sa) && sameEnds(sa, t.path) })
 	d.perform(ctx, t, t.gone(now, "bytes left through the old tunnel and none returned"))
 }
 
@@ -200,20 +199,9 @@ func (d *Daemon) leaveDead(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	d.destroy(ctx, sas, func(sa charon.SA) bool {
+	destroy(ctx, d.vici, d.log, sas, func(sa charon.SA) bool {
 		t := d.tunnels[wire.NodeName(sa.Name)]
 		return t != nil && usable(sa) && t.peer.Plan != wire.PlanPublic && !t.standing && !t.path.Remote.IsValid() &&
 			d.owned.has(sa.Name)
 	})
-}
-
-// destroy ends those of the SAs that which picks, without the peer's answer.
-func (d *Daemon) destroy(ctx context.Context, sas []charon.SA, which func(charon.SA) bool) {
-	for _, sa := range sas {
-		if which(sa) {
-			if err := d.vici.Destroy(ctx, sa.ID); err != nil && !errors.Is(err, charon.ErrNotFound) {
-				d.log.Warn("old SA not ended", "peer", sa.Name, "sa", sa.ID, "err", err)
-			}
-		}
-	}
 }

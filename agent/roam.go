@@ -185,11 +185,7 @@ func deviceHas(index int, a netip.Addr) bool {
 	addrs, err := device.Addrs()
 	return err == nil && slices.ContainsFunc(addrs, func(n net.Addr) bool {
 		ip, ok := n.(*net.IPNet)
-		if !ok {
-			return false
-		}
-		is, _ := netip.AddrFromSlice(ip.IP)
-		return is.Unmap() == a
+		return ok && prefixOf(ip).Addr() == a
 	})
 }
 
