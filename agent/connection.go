@@ -16,9 +16,9 @@ const (
 	// dpdPunched: ICE consent watches a punched path; DPD is left for the time
 	// when no agent runs, and each costs some 220 bytes of somebody's SIM card.
 	dpdPunched = 2 * time.Minute
-	// dpdPublic: of the tunnel to the connector the edge's agent watches what
-	// flows. That an edge has gone for good nothing else tells the connector's
-	// charon, and where no agent runs nothing else tells either.
+	// dpdPublic: the edge's agent watches what flows through the tunnel to the
+	// connector. DPD tells the connector that an edge is gone for good, and is all
+	// there is where no agent runs.
 	dpdPublic = time.Minute
 )
 
