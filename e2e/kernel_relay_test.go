@@ -119,62 +119,6 @@ func TestKernelRelayBesideDirect(t *testing.T) {
 	arrive(false)
 }
 
-// TestKernelRelayChanges: a pair goes from relayed to direct and back, and nothing
-// is lost, although the emulated ends take turns for a quarter of a second.
-func TestKernelRelayChanges(t *testing.T) {
-	ctx, c := startKernel(t)
-	a, _ := edge(ctx, t, c, "edge1", lab.PortRestricted)
-	b, _ := edge(ctx, t, c, "edge2", lab.PortRestricted)
-	must(t, c.WaitOnline(ctx, c.Connector, a, b))
-	must(t, c.WaitDiscovered(ctx, a, b))
-	must(t, c.ApplyLimited(ctx, "all-edges", "never", a, b))
-	relayed(ctx, t, c, a, b)
-	pingsByKernel(ctx, t, a, b)
-	for i := range 3 {
-		for _, to := range []string{"direct", "relayed"} {
-			for name, pings := range duringChange(ctx, t, c, a, b, to) {
-				t.Logf("change %d to %s: %s lost %d of %d pings", i+1, to, name, pings.Lost(), len(pings))
-				if pings.Lost() != 0 {
-					t.Errorf("change %d to %s: %s lost pings: %v", i+1, to, name, pings.interruptions())
-				}
-			}
-		}
-	}
-	for _, n := range []*Node{a, b} {
-		out, err := n.Run(ctx, "ip", "xfrm", "policy", "list", "dir", "out")
-		must(t, err)
-		if strings.Contains(out, "priority 2829") {
-			t.Errorf("%s still holds traffic in the relay:\n%s", n.Name, out)
-		}
-	}
-}
-
-// duringChange are the pings from each node to the other from before a pair changes
-// until after.
-func duringChange(ctx context.Context, t *testing.T, c *Cluster, a, b *Node, to string) map[string]Timeline {
-	t.Helper()
-	const around = time.Second // pings before and after
-	streams := map[string]*Stream{}
-	for _, pair := range [][2]*Node{{a, b}, {b, a}} {
-		s, err := pair[0].StartStream(ctx, pair[1])
-		must(t, err)
-		streams[pair[0].Name] = s
-	}
-	time.Sleep(around)
-	punch := map[string]string{"direct": "auto", "relayed": "never"}[to]
-	err := c.ApplyLimited(ctx, "all-edges", punch, a, b)
-	if err == nil {
-		_, err = c.WaitPair(ctx, a, b, func(p *Pair) bool { return p.State == to })
-	}
-	time.Sleep(around)
-	pings := map[string]Timeline{}
-	for name, s := range streams {
-		pings[name] = s.Stop()
-	}
-	must(t, err)
-	return pings
-}
-
 // TestKernelRelayForged: an edge that puts another's address on what it sends
 // through its own relay gets nothing out of the connector.
 func TestKernelRelayForged(t *testing.T) {
