@@ -80,30 +80,14 @@ func (s *Store) Nodes() ([]Node, error) {
 	return list[Node](s, nodesBucket)
 }
 
-// ApplyCommunities adds cs, each in place of the one that had its name: all of
-// them, or after an error none. Other communities stay as they are.
-func (s *Store) ApplyCommunities(cs []Community) error {
-	return s.update("apply communities", func(tx *bbolt.Tx) error {
-		for _, c := range cs {
-			c.Updated = c.Updated.UTC()
-			if err := put(tx, communitiesBucket, c.Name, c); err != nil {
-				return fmt.Errorf("community %q: %w", c.Name, err)
-			}
-		}
-		return nil
-	})
+// PutCommunity stores a community under its name.
+func (t *Tx) PutCommunity(c Community) error {
+	c.Updated = c.Updated.UTC()
+	return put(t.tx, communitiesBucket, c.Name, c)
 }
 
-// DeleteCommunity removes the community of that name, or returns ErrNotFound.
-func (s *Store) DeleteCommunity(name string) error {
-	return s.update(fmt.Sprintf("delete community %q", name), func(tx *bbolt.Tx) error {
-		b := tx.Bucket(communitiesBucket)
-		if b.Get([]byte(name)) == nil {
-			return ErrNotFound
-		}
-		return b.Delete([]byte(name))
-	})
-}
+// DeleteCommunity removes a community, or returns ErrNotFound.
+func (t *Tx) DeleteCommunity(name string) error { return t.remove(communitiesBucket, name) }
 
 // DeleteNode forgets a node and where it was observed. ErrNotFound when there is
 // no such node.

@@ -26,6 +26,22 @@ func edge(name string) Node {
 	}
 }
 
+// applyCommunities stores communities in one change.
+func applyCommunities(s *Store, cs ...Community) error {
+	return s.Change(&Audit{Action: "apply", Object: "communities"}, func(tx *Tx) error {
+		for _, c := range cs {
+			if err := tx.PutCommunity(c); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func deleteCommunity(s *Store, name string) error {
+	return s.Change(&Audit{Action: "delete", Object: "community"}, func(tx *Tx) error { return tx.DeleteCommunity(name) })
+}
+
 func TestReopenKeepsEverything(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "rendezvous.db")
 	nodes := []Node{edge("beijing.edge1"), edge("beijing.edge2"), {Name: "fabedge.connector", LastSeen: noon}}
@@ -53,7 +69,7 @@ func TestReopenKeepsEverything(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := s.ApplyCommunities([]Community{communities[1], communities[0]}); err != nil {
+	if err := applyCommunities(s, communities[1], communities[0]); err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range pairs {
@@ -118,8 +134,8 @@ func TestNotFound(t *testing.T) {
 	s := mustOpen(t, path, Options{})
 	_, nodeErr := s.Node("beijing.edge9")
 	for what, err := range map[string]error{
-		`node "beijing.edge9"`:       nodeErr,
-		`delete community "nowhere"`: s.DeleteCommunity("nowhere"),
+		`node "beijing.edge9"`:        nodeErr,
+		`delete community: "nowhere"`: deleteCommunity(s, "nowhere"),
 	} {
 		if !errors.Is(err, ErrNotFound) {
 			t.Errorf("%s: %v, want ErrNotFound", what, err)
@@ -134,10 +150,10 @@ func TestNotFound(t *testing.T) {
 func TestDelete(t *testing.T) {
 	s := mustOpen(t, filepath.Join(t.TempDir(), "rendezvous.db"), Options{})
 	kept := Community{Name: "kept", Members: []string{"beijing.edge1"}, Updated: noon}
-	if err := s.ApplyCommunities([]Community{kept, {Name: "gone", Updated: noon}}); err != nil {
+	if err := applyCommunities(s, kept, Community{Name: "gone", Updated: noon}); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.DeleteCommunity("gone"); err != nil {
+	if err := deleteCommunity(s, "gone"); err != nil {
 		t.Fatal(err)
 	}
 	wantList(t, "communities", s.Communities, []Community{kept})
@@ -157,15 +173,15 @@ func TestApplyCommunitiesIsAtomic(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "rendezvous.db")
 	s := mustOpen(t, path, Options{})
 	before := Community{Name: "all-edges", Members: []string{"beijing.edge1", "beijing.edge2"}, Updated: noon}
-	if err := s.ApplyCommunities([]Community{before}); err != nil {
+	if err := applyCommunities(s, before); err != nil {
 		t.Fatal(err)
 	}
 	// bbolt refuses an empty key, after the first two have been written.
-	err := s.ApplyCommunities([]Community{
-		{Name: "all-edges", Members: []string{"beijing.edge3"}},
-		{Name: "new", Members: []string{"beijing.edge3"}},
-		{Name: ""},
-	})
+	err := applyCommunities(s,
+		Community{Name: "all-edges", Members: []string{"beijing.edge3"}},
+		Community{Name: "new", Members: []string{"beijing.edge3"}},
+		Community{Name: ""},
+	)
 	if err == nil || !strings.Contains(err.Error(), path) {
 		t.Errorf("error %v, want one that names %s", err, path)
 	}
