@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -15,32 +13,55 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/bodkin-net/bodkin/punch/nat"
+	"github.com/bodkin-net/bodkin/rendezvous/access"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 	"github.com/bodkin-net/bodkin/store"
 )
 
-// fakeSource holds what a test wants the server to say, and what it was told.
+// fakeSource holds what a test wants the server to say.
 type fakeSource struct {
 	snap     Snapshot
 	history  map[string][]store.Observation
 	sources  map[string]string
+	admitted map[store.AdmissionState]int
 	notReady error
-	troubled string
 	failing  error // of every call that can fail
 	known    map[wire.NodeName]*known
-
-	applied map[string]string // file → content
-	deleted []string
 }
 
-func (f *fakeSource) snapshot(context.Context) (Snapshot, error) { return f.snap, f.failing }
-func (f *fakeSource) ready() error                               { return f.notReady }
-func (f *fakeSource) trouble() string                            { return f.troubled }
+func (f *fakeSource) ready() error { return f.notReady }
+
+func (f *fakeSource) board(context.Context) (*board, error) {
+	b := &board{at: f.snap.At}
+	for _, n := range f.snap.Nodes {
+		b.nodes = append(b.nodes, nodeBrief{n.Name, n.Online})
+	}
+	for _, p := range f.snap.Pairs {
+		b.pairs = append(b.pairs, pairBrief{p.ID, p.Nodes, p.State, p.Punching, p.Reason, p.Verdict})
+	}
+	return b, f.failing
+}
+
+func (f *fakeSource) nodeViews(context.Context) (time.Time, []NodeView, error) {
+	return f.snap.At, f.snap.Nodes, f.failing
+}
+
+func (f *fakeSource) pairViews(_ context.Context, filter pairFilter) (at time.Time, out []PairView, err error) {
+	for _, p := range f.snap.Pairs {
+		if len(out) < filter.limit && filter.lets(p.State, p.Punching, p.Nodes, func() string { return p.Reason }) {
+			out = append(out, p)
+		}
+	}
+	return f.snap.At, out, f.failing
+}
+
+func (f *fakeSource) inForce(context.Context) (time.Time, []Community, error) {
+	return f.snap.At, f.snap.Communities, f.failing
+}
 
 func (f *fakeSource) observations(node string) ([]store.Observation, error) {
 	return f.history[node], f.failing
@@ -50,34 +71,24 @@ func (f *fakeSource) communitySources(context.Context) (map[string]string, error
 	return f.sources, f.failing
 }
 
+func (f *fakeSource) admissionStates() (map[store.AdmissionState]int, error) {
+	return f.admitted, f.failing
+}
+
 func (f *fakeSource) forecast(_ context.Context, cs []Community) (Forecast, error) {
 	pairs := newForecast(cs, f.snap.Communities, f.known)
 	return Forecast{At: f.snap.At, Pairs: pairs, Summary: summarise(pairs)}, f.failing
 }
 
-func (f *fakeSource) applyCommunities(_ context.Context, file string, r io.Reader) ([]string, error) {
-	content, err := io.ReadAll(r)
-	if err != nil {
-		return nil, err
-	}
-	if f.failing != nil {
-		return nil, f.failing
-	}
-	if f.applied == nil {
-		f.applied = map[string]string{}
-	}
-	f.applied[file] = string(content)
-	return []string{"all-edges"}, nil
+// as serves the routes of a source to one caller.
+func as(caller access.Caller, src source, m *metrics) http.Handler {
+	f := &front{metrics: m, identify: func(*http.Request) (access.Caller, error) { return caller, nil }}
+	return f.handler(slices.Concat(listRoutes(src), plainRoutes(src, m)))
 }
 
-func (f *fakeSource) deleteCommunity(_ context.Context, name string) error {
-	f.deleted = append(f.deleted, name)
-	return f.failing
-}
-
-func (f *fakeSource) deleteNode(_ context.Context, name string) error {
-	f.deleted = append(f.deleted, "node "+name)
-	return f.failing
+// asViewer serves them to somebody who may read.
+func asViewer(src source) http.Handler {
+	return as(access.Caller{Who: "test", Role: access.Viewer}, src, newMetrics())
 }
 
 // sampleNow is in another zone than UTC on purpose: what is shown is UTC.
@@ -157,7 +168,8 @@ func sampleSource() *fakeSource {
 			{Addr: addr("203.0.113.20:4500"), At: before(3 * time.Hour).UTC(), Last: before(14 * time.Second).UTC(), Means: "stun:3478"},
 			{Addr: addr("203.0.113.9:4500"), At: before(50 * time.Hour).UTC(), Last: before(3 * time.Hour).UTC(), Means: "stun:3478"},
 		}},
-		sources: map[string]string{"all-edges": "all-edges.yaml"},
+		sources:  map[string]string{"all-edges": "all-edges.yaml"},
+		admitted: map[store.AdmissionState]int{store.Approved: 3, store.Pending: 1},
 	}
 }
 
@@ -175,7 +187,7 @@ func apiCall(t *testing.T, h http.Handler, method, target string, change func(*h
 
 func TestAPILists(t *testing.T) {
 	src := sampleSource()
-	h := newStatusHandler(src, newMetrics(), "")
+	h := asViewer(src)
 
 	var nodes NodeList
 	getJSON(t, h, "/api/v1/nodes", &nodes)
@@ -216,7 +228,7 @@ func getJSON(t *testing.T, h http.Handler, path string, into any) {
 
 // The text of the answers is what scripts are written against.
 func TestAPIGolden(t *testing.T) {
-	h := newStatusHandler(sampleSource(), newMetrics(), "")
+	h := asViewer(sampleSource())
 	body := apiCall(t, h, "GET", "/api/v1/pairs", nil).Body.String()
 	const want = `    {
       "id": "beijing.edge1|beijing.edge2",
@@ -258,7 +270,7 @@ func TestAPIGolden(t *testing.T) {
 }
 
 func TestAPIEmptyListsAreNoNull(t *testing.T) {
-	h := newStatusHandler(&fakeSource{}, newMetrics(), "")
+	h := asViewer(&fakeSource{})
 	for _, list := range []string{"nodes", "communities", "pairs"} {
 		body := apiCall(t, h, "GET", "/api/v1/"+list, nil).Body.String()
 		if want := fmt.Sprintf("%q: []", list); !strings.Contains(body, want) {
@@ -268,8 +280,9 @@ func TestAPIEmptyListsAreNoNull(t *testing.T) {
 }
 
 func TestRoutes(t *testing.T) {
-	status := newStatusHandler(sampleSource(), newMetrics(), "")
-	admin := newAdminHandler(sampleSource(), newMetrics())
+	r := newSite(t).start()
+	status, admin := r.server.statusHandler(), r.server.adminHandler()
+	r.apply(community("all-edges", edge1, edge2))
 	for _, tt := range []struct {
 		handler      http.Handler
 		method, path string
@@ -278,23 +291,22 @@ func TestRoutes(t *testing.T) {
 	}{
 		{status, "GET", "/", 200, ""},
 		{status, "HEAD", "/", 200, ""},
-		{status, "GET", "/page.css", 200, ""},
-		{status, "GET", "/page.js", 200, ""},
-		{status, "GET", "/icon.svg", 200, ""},
+		{status, "GET", "/login", 200, ""},
 		{status, "GET", "/healthz", 200, ""},
 		{status, "GET", "/readyz", 200, ""},
 		{status, "GET", "/metrics", 200, ""},
 		{status, "GET", "/nothing", 404, ""},
-		{status, "GET", "/page.html.tmpl", 404, ""},
+		{status, "GET", "/page/index.html", 404, ""},
 		{status, "GET", "/api/v1/nothing", 404, ""},
 		{status, "POST", "/", 405, "GET, HEAD"},
 		{status, "POST", "/api/v1/nodes", 405, "GET, HEAD"},
-		{status, "PUT", "/api/v1/communities", 405, "GET, HEAD"},
-		{status, "DELETE", "/api/v1/communities/all-edges", 405, "GET, HEAD"},
+		{status, "PUT", "/api/v1/communities", 403, ""},
+		{status, "DELETE", "/api/v1/communities/all-edges", 403, ""},
 		{admin, "GET", "/api/v1/communities", 200, ""},
-		{admin, "PUT", "/api/v1/communities?file=a.yaml", 200, ""},
+		{admin, "PUT", "/api/v1/communities?file=a.yaml", 422, ""},
 		{admin, "DELETE", "/api/v1/communities/all-edges", 204, ""},
 		{admin, "POST", "/api/v1/communities", 405, "GET, HEAD, PUT"},
+		{admin, "POST", "/login", 405, "GET, HEAD"},
 	} {
 		w := apiCall(t, tt.handler, tt.method, tt.path, nil)
 		if w.Code != tt.code || w.Header().Get("Allow") != tt.allow {
@@ -315,21 +327,25 @@ func TestAPIErrors(t *testing.T) {
 		text string
 	}{
 		{&CommunityError{File: "a.yaml", Document: 2, Field: "spec.members", Problem: "is empty"}, 422, "a.yaml: document 2: spec.members: is empty"},
+		{fmt.Errorf("%w: limit", errInvalid), 422, "limit"},
+		{fmt.Errorf("%w pairs", errTooMany), 422, "too many pairs"},
 		{fmt.Errorf("community x: %w", store.ErrNotFound), 404, "community x: "},
 		{fmt.Errorf("%w: kept in a file", ErrConflict), 409, "kept in a file"},
+		{access.ErrUnauthenticated, 401, "bodkin access create"},
+		{fmt.Errorf("%w: no", access.ErrForbidden), 403, "forbidden"},
+		{&access.LimitedError{Wait: 11500 * time.Millisecond}, 429, "try again in 12s"},
+		{fmt.Errorf("node x: %w", errNoAnswer), 504, "no answer"},
 		{errStopped, 503, "stopping"},
 		{errors.New("no space left on device"), 500, "no space left on device"},
 	} {
 		src := sampleSource()
 		src.failing = tt.err
-		h := newAdminHandler(src, newMetrics())
-		for method, path := range map[string]string{
-			"PUT": "/api/v1/communities?file=a.yaml", "DELETE": "/api/v1/communities/x", "GET": "/api/v1/nodes",
-		} {
-			w := apiCall(t, h, method, path, nil)
+		h := asViewer(src)
+		for _, path := range []string{"nodes", "pairs", "matrix", "communities", "forecast/all-edges"} {
+			w := apiCall(t, h, "GET", "/api/v1/"+path, nil)
 			var got apiError
 			if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || w.Code != tt.code || !strings.Contains(got.Error, tt.text) {
-				t.Errorf("%s with %q: %d %s, want %d and that text", method, tt.err, w.Code, w.Body, tt.code)
+				t.Errorf("%s with %q: %d %s, want %d and that text", path, tt.err, w.Code, w.Body, tt.code)
 			}
 		}
 	}
@@ -338,121 +354,26 @@ func TestAPIErrors(t *testing.T) {
 func TestReadiness(t *testing.T) {
 	src := sampleSource()
 	src.notReady = errors.New("store /var/lib/bodkin/rendezvous.db: no space left on device")
-	h := newStatusHandler(src, newMetrics(), "")
+	h := asViewer(src)
 	if w := apiCall(t, h, "GET", "/readyz", nil); w.Code != 503 || !strings.Contains(w.Body.String(), "no space left") {
 		t.Errorf("readyz: %d %q", w.Code, w.Body)
 	}
 	if w := apiCall(t, h, "GET", "/healthz", nil); w.Code != 200 {
 		t.Errorf("healthz of a process that lives: %d", w.Code)
 	}
-	if w := apiCall(t, h, "GET", "/", nil); w.Code != 200 || !strings.Contains(w.Body.String(), "no space left") {
-		t.Errorf("the page does not say why the rendezvous is not ready: %d", w.Code)
-	}
 }
 
-func TestToken(t *testing.T) {
-	const token = "0123456789abcdef"
-	h := newStatusHandler(sampleSource(), newMetrics(), token)
-	bearer := func(v string) func(*http.Request) {
-		return func(r *http.Request) { r.Header.Set("Authorization", v) }
-	}
-	basic := func(user, password string) func(*http.Request) {
-		return func(r *http.Request) { r.SetBasicAuth(user, password) }
-	}
-	for _, tt := range []struct {
-		name   string
-		path   string
-		change func(*http.Request)
-		code   int
-	}{
-		{"none", "/", nil, 401},
-		{"none, API", "/api/v1/nodes", nil, 401},
-		{"none, metrics", "/metrics", nil, 401},
-		{"none, style sheet", "/page.css", nil, 401},
-		{"none, unknown", "/api/v1/nothing", nil, 401},
-		{"none, health", "/healthz", nil, 200},
-		{"bearer", "/", bearer("Bearer " + token), 200},
-		{"bearer in another case", "/", bearer("bearer " + token), 200},
-		{"bearer, wrong", "/", bearer("Bearer " + token + "0"), 401},
-		{"bearer, empty", "/", bearer("Bearer "), 401},
-		{"another scheme", "/", bearer("Digest " + token), 401},
-		{"password", "/", basic("anybody", token), 200},
-		{"user name", "/", basic(token, ""), 401},
-		{"by name", "/", func(r *http.Request) { r.Host = "status.example.org"; bearer("Bearer " + token)(r) }, 200},
-	} {
-		w := apiCall(t, h, "GET", tt.path, tt.change)
-		if w.Code != tt.code {
-			t.Errorf("%s: %d, want %d", tt.name, w.Code, tt.code)
-		}
-		if asks := len(w.Header().Values("WWW-Authenticate")) > 0; asks != (tt.code == 401) {
-			t.Errorf("%s: WWW-Authenticate %q", tt.name, w.Header().Values("WWW-Authenticate"))
-		}
-	}
-}
-
-func TestWithoutTokenOnlyThisMachineIsNamed(t *testing.T) {
-	h := newStatusHandler(sampleSource(), newMetrics(), "")
-	for host, code := range map[string]int{
-		"127.0.0.1:7480": 200, "localhost:7480": 200, "LocalHost": 200, "[::1]:7480": 200, "[::1]": 200, "::1": 200,
-		"192.0.2.1": 200, "": 200,
-		"attacker.example:7480": 403, "attacker.example": 403, "localhost.attacker.example": 403,
-	} {
-		w := apiCall(t, h, "GET", "/api/v1/nodes", func(r *http.Request) { r.Host = host })
-		if w.Code != code {
-			t.Errorf("host %q: %d, want %d", host, w.Code, code)
-		}
-	}
-}
-
-func TestApply(t *testing.T) {
-	src := sampleSource()
-	h := newAdminHandler(src, newMetrics())
-	w := apiCall(t, h, "PUT", "/api/v1/communities?file=all%20edges.yaml", func(r *http.Request) {
-		r.Body = io.NopCloser(strings.NewReader("kind: Community"))
-	})
-	if got := src.applied["all edges.yaml"]; w.Code != 200 || got != "kind: Community" {
-		t.Errorf("PUT: %d, applied %q", w.Code, src.applied)
-	}
-	if w := apiCall(t, h, "DELETE", "/api/v1/nodes/beijing.edge9", nil); w.Code != 204 || !slices.Equal(src.deleted, []string{"node beijing.edge9"}) {
-		t.Errorf("DELETE node: %d, deleted %q", w.Code, src.deleted)
-	}
-	src.deleted = nil
-	if w := apiCall(t, h, "DELETE", "/api/v1/communities/all-edges", nil); w.Code != 204 || !slices.Equal(src.deleted, []string{"all-edges"}) {
-		t.Errorf("DELETE: %d, deleted %q", w.Code, src.deleted)
-	}
-}
-
-// A real server, without its listeners for agents, answers through the same
-// handlers what was applied and what is kept in files.
+// A server answers what was applied and what is kept in files.
 func TestHandlersOfServer(t *testing.T) {
-	db, err := store.Open(filepath.Join(t.TempDir(), "rendezvous.db"), store.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	log := slog.New(slog.DiscardHandler)
-	rec := newRecorder(db, log)
-	s := &Server{cfg: Config{CommunitiesDir: "/etc/bodkin/communities"}, log: log, store: db, recorder: rec}
-	s.hub = newHub(log, newCoordinator(rand.New(rand.NewPCG(1, 2))), rec, newMetrics(), db.ID())
-	if s.certs, err = newCertificates(newSite(t).config, log); err != nil {
-		t.Fatal(err)
-	}
-	local := netip.MustParseAddrPort("127.0.0.1:0")
-	if s.stun, err = ListenSTUN(STUNConfig{Listen: [2]netip.AddrPort{local, local}, Log: log}); err != nil {
-		t.Fatal(err)
-	}
-	defer s.stun.Close()
-	ctx, stop := context.WithCancel(t.Context())
-	var hub sync.WaitGroup
-	hub.Go(func() { s.hub.run(ctx) })
-	defer hub.Wait()
-	defer stop()
-
-	admin, status := s.adminHandler(), s.statusHandler()
-	s.setFiles(ctx, []Community{{Name: "kept", Members: []string{"a.x", "b.x"}, Punch: wire.PolicyNever}})
 	const document = "apiVersion: fabedge.io/v1alpha1\nkind: Community\nmetadata: {name: %s}\nspec: {members: [a.x, c.x]}\n"
+	site := newSite(t)
+	dir := t.TempDir()
+	site.config.CommunitiesDir = dir
+	write(t, filepath.Join(dir, "kept.yaml"), communityFileOf("kept", "a.x", "b.x"))
+	r := site.start()
+	admin, status := r.server.adminHandler(), r.server.statusHandler()
 	put := func(name string) int {
-		return apiCall(t, admin, "PUT", "/api/v1/communities?file=mine.yaml", func(r *http.Request) {
+		return apiCall(t, admin, "PUT", "/api/v1/communities?file=all%20mine.yaml", func(r *http.Request) {
 			r.Body = io.NopCloser(strings.NewReader(fmt.Sprintf(document, name)))
 		}).Code
 	}
@@ -464,8 +385,8 @@ func TestHandlersOfServer(t *testing.T) {
 	var list CommunityList
 	getJSON(t, status, "/api/v1/communities", &list)
 	want := []CommunityView{
-		{Name: "applied", Members: []string{"a.x", "c.x"}, Punch: wire.PolicyAuto, Source: "mine.yaml"},
-		{Name: "kept", Members: []string{"a.x", "b.x"}, Punch: wire.PolicyNever, Source: "/etc/bodkin/communities"},
+		{Name: "applied", Members: []string{"a.x", "c.x"}, Punch: wire.PolicyAuto, Source: "all mine.yaml"},
+		{Name: "kept", Members: []string{"a.x", "b.x"}, Punch: wire.PolicyAuto, Source: dir},
 	}
 	if !reflect.DeepEqual(list.Communities, want) {
 		t.Errorf("communities %+v, want %+v", list.Communities, want)

@@ -238,6 +238,9 @@ type NewToken struct {
 type CreatedToken struct {
 	TokenView
 	Token string `json:"token"`
+	// URL is where to join, such as https://198.51.100.1:7443; empty if the
+	// rendezvous' certificate does not say.
+	URL string `json:"url,omitempty"`
 }
 
 // TokenView is a token without its secret.

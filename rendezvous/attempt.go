@@ -134,6 +134,7 @@ func (c *coordinator) order(now time.Time, p *pair) {
 			a.strategy = c.unpredicted(p)
 		}
 	}
+	told := ordered{pair: p.id, attempt: a.id, names: p.names, strategy: a.strategy, verdict: viewOf(a.verdict)}
 	creds := [2]wire.Credentials{
 		{Ufrag: c.token(4), Pwd: c.token(16)},
 		{Ufrag: c.token(4), Pwd: c.token(16)},
@@ -160,7 +161,11 @@ func (c *coordinator) order(now time.Time, p *pair) {
 		if a.verdict.Expect == nat.Relay {
 			m.Hopeless = wire.Clip(a.verdict.Reason)
 		}
-		c.do(send{name, m})
+		told.orders[i], told.delays[i] = m, me.delay
+	}
+	c.do(told)
+	for i, name := range p.names {
+		c.do(send{name, told.orders[i]})
 	}
 	c.schedule(p)
 }
@@ -180,7 +185,7 @@ func (c *coordinator) startOffsets(p *pair) (offsets [2]int64) {
 func (c *coordinator) fail(now time.Time, p *pair, reason string, from wire.NodeName) {
 	least, most := retryMin, retryMax
 	if a := p.attempt; a != nil {
-		c.callOff(p, from, reason)
+		c.callOff(p, from, AttemptFailed, reason)
 		p.sixFailed = true
 		if a.strategy == nat.Probe {
 			least, most = probeRetryMin, probeRetryMax
@@ -243,15 +248,15 @@ func (c *coordinator) due(p *pair) time.Time {
 // abandon ends an attempt because name's session ended; the other side is told.
 func (c *coordinator) abandon(p *pair, name wire.NodeName, reason string) {
 	if p.attempt != nil {
-		c.callOff(p, name, reason)
+		c.callOff(p, name, AttemptCancelled, reason)
 	}
 }
 
 // callOff ends the running attempt and tells the sides that have heard of it,
 // but for one.
-func (c *coordinator) callOff(p *pair, except wire.NodeName, reason string) {
+func (c *coordinator) callOff(p *pair, except wire.NodeName, outcome AttemptOutcome, reason string) {
 	a := p.attempt
-	c.end(p)
+	c.end(p, outcome, reason)
 	for i, name := range p.names {
 		if heard := !a.preparing || a.asked[i]; heard && name != except && c.online(name) {
 			c.do(send{name, &wire.Cancel{Attempt: a.id, Reason: wire.Clip(reason)}})
@@ -260,10 +265,11 @@ func (c *coordinator) callOff(p *pair, except wire.NodeName, reason string) {
 }
 
 // end takes an attempt off the books, and puts down what waited for its slots.
-func (c *coordinator) end(p *pair) {
+func (c *coordinator) end(p *pair, outcome AttemptOutcome, reason string) {
 	a := p.attempt
 	if !a.preparing {
 		p.last = a
+		c.do(ended{pair: p.id, attempt: a.id, strategy: a.strategy, outcome: outcome, reason: reason, took: a.elapsed})
 	}
 	p.attempt = nil
 	for i, name := range p.names {

@@ -4,25 +4,18 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"sync/atomic"
 	"time"
+
+	"github.com/bodkin-net/bodkin/internal/certfile"
 )
 
-// Timing of a renewal, as the agents'.
-const (
-	// certificatePoll is between looks whether certificate, key or CA have
-	// changed: certificates live for months, and a look is three calls of stat.
-	certificatePoll = 30 * time.Second
-	// certificatePatience is how long files may not fit together until that is
-	// said: whoever writes them needs moments for all three.
-	certificatePatience = time.Minute
-	// certificateNotice is how long before the certificate's end the page says
-	// so; of one that lives for less than three times that, its last third.
-	certificateNotice = 30 * 24 * time.Hour
-)
+// withoutCertificate is what follows from a certificate that is not good now.
+const withoutCertificate = "no agent gets in"
 
 // certificates are what the rendezvous proves itself with to agents, and whose
 // signatures it accepts of them. They follow their files: sessions that stand
@@ -31,14 +24,11 @@ type certificates struct {
 	cfg Config
 	log *slog.Logger
 	// current and problem, why newer files were not taken, are read by others;
-	// all else belongs to run's goroutine.
+	// files belongs to run's goroutine.
 	current atomic.Pointer[credentials]
 	problem atomic.Pointer[string]
-	// files are as they were when they were last read, since is when they were
-	// first found wrong, zero if they are not.
-	files [3]fileMark
-	since time.Time
-	asked chan struct{}
+	files   certfile.Watch
+	asked   chan struct{}
 }
 
 type credentials struct {
@@ -46,19 +36,14 @@ type credentials struct {
 	leaf *x509.Certificate
 }
 
-// fileMark tells a file's content from another without reading it.
-type fileMark struct {
-	modified time.Time
-	size     int64
-}
-
 func newCertificates(cfg Config, log *slog.Logger) (*certificates, error) {
 	c := &certificates{cfg: cfg, log: log, asked: make(chan struct{}, 1)}
-	c.files = c.marks() // first: what changes while it is read is seen next time
+	marks := c.marks()
 	first, err := cfg.credentials()
 	if err != nil {
 		return nil, err
 	}
+	c.files.Taken(marks)
 	c.current.Store(first)
 	return c, nil
 }
@@ -81,7 +66,7 @@ func (c *certificates) ask() {
 
 // run follows the files until ctx is done.
 func (c *certificates) run(ctx context.Context) {
-	poll := time.NewTicker(certificatePoll)
+	poll := time.NewTicker(certfile.Poll)
 	defer poll.Stop()
 	for {
 		select {
@@ -99,71 +84,46 @@ func (c *certificates) run(ctx context.Context) {
 // not good. asked says that somebody waits for the outcome.
 func (c *certificates) look(now time.Time, asked bool) {
 	marks := c.marks()
-	if !asked && c.since.IsZero() && marks == c.files {
+	if !c.files.Due(marks, asked) {
 		return
 	}
-	c.files = marks
 	next, err := c.cfg.credentials()
 	if err == nil {
 		err = validAt(next.leaf, now)
 	}
 	if err != nil {
-		c.refused(now, err, asked)
+		if c.files.Refused(now, err, asked) {
+			c.log.Warn("certificate not renewed; the one before stays in use", "err", err)
+			text := "certificate not renewed: " + err.Error()
+			c.problem.Store(&text)
+		}
 		return
 	}
-	if !c.since.IsZero() {
+	if c.files.Taken(marks) {
 		c.log.Info("certificate, key and CA are good again")
 	}
-	c.since = time.Time{}
 	c.problem.Store(nil)
 	c.current.Store(next)
 	c.log.Info("certificate taken into use", "serial", fmt.Sprintf("%x", next.leaf.SerialNumber), "until", next.leaf.NotAfter.UTC())
 }
 
-// refused says why the files are not taken: once, and not while they may be half
-// written, unless somebody has asked.
-func (c *certificates) refused(now time.Time, err error, asked bool) {
-	if c.since.IsZero() {
-		c.since = now
-	}
-	said := c.problem.Load() != nil
-	if !asked && (said || now.Sub(c.since) < certificatePatience) {
-		return
-	}
-	c.log.Warn("certificate not renewed; the one before stays in use", "err", err)
-	text := "certificate not renewed: " + err.Error()
-	c.problem.Store(&text)
-}
-
 // trouble is what an operator should know of the certificate, empty if nothing.
 func (c *certificates) trouble(now time.Time) string {
-	leaf := c.current.Load().leaf
-	left, life := leaf.NotAfter.Sub(now), leaf.NotAfter.Sub(leaf.NotBefore)
-	switch problem := c.problem.Load(); {
-	case problem != nil:
+	if problem := c.problem.Load(); problem != nil {
 		return *problem
-	case left < 0 || now.Before(leaf.NotBefore):
-		return validAt(leaf, now).Error() + ": no agent gets in"
-	case left < min(certificateNotice, life/3):
-		return "the certificate expires on " + leaf.NotAfter.UTC().Format(time.DateTime) + ": issue a new one and replace the files"
 	}
-	return ""
+	leaf := c.current.Load().leaf
+	return certfile.ValidityOf(leaf, now).Explain(leaf, now, withoutCertificate)
 }
 
-func (c *certificates) marks() (marks [3]fileMark) {
-	for i, path := range []string{c.cfg.Certificate, c.cfg.Key, c.cfg.CA} {
-		if info, err := os.Stat(path); err == nil {
-			marks[i] = fileMark{info.ModTime(), info.Size()}
-		}
-	}
-	return marks
+func (c *certificates) marks() certfile.Marks {
+	return certfile.MarksOf(c.cfg.Certificate, c.cfg.Key, c.cfg.CA)
 }
 
 // validAt is an error outside of the certificate's time.
 func validAt(leaf *x509.Certificate, now time.Time) error {
-	if now.After(leaf.NotAfter) || now.Before(leaf.NotBefore) {
-		return fmt.Errorf("the certificate is valid from %s to %s, and this machine's clock says %s",
-			leaf.NotBefore.UTC().Format(time.DateTime), leaf.NotAfter.UTC().Format(time.DateTime), now.UTC().Format(time.DateTime))
+	if v := certfile.ValidityOf(leaf, now); !v.Holds() {
+		return errors.New(v.Explain(leaf, now, "not taken"))
 	}
 	return nil
 }
@@ -185,7 +145,7 @@ func (c Config) credentials() (*credentials, error) {
 	return &credentials{leaf: cert.Leaf, tls: &tls.Config{
 		Certificates: []tls.Certificate{cert},
 		ClientCAs:    pool,
-		ClientAuth:   tls.RequireAndVerifyClientCert,
+		ClientAuth:   tls.VerifyClientCertIfGiven, // who joins has none yet
 		MinVersion:   tls.VersionTLS13,
 		NextProtos:   []string{"http/1.1"}, // a websocket upgrade needs HTTP/1.1
 		// A ticket would let in whom a CA has signed that is no longer ours.

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bodkin-net/bodkin/internal/certfile"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
@@ -56,7 +57,7 @@ func TestRenewedCertificate(t *testing.T) {
 	}
 
 	// Another authority: whom the old one has signed is let in no more.
-	other := newAuthority(t)
+	other := newTestCA(t)
 	writePEM(t, s.config.CA, "CERTIFICATE", other.cert.Raw)
 	s.show(r.ca.issue("again"))
 	r.server.Reload()
@@ -98,13 +99,13 @@ func TestCertificateFilesThatDoNotFit(t *testing.T) {
 	write(t, s.config.Certificate, "half a certificate")
 	c.look(now, false)
 	check("being written", "")
-	c.look(now.Add(certificatePatience), false)
+	c.look(now.Add(certfile.Patience), false)
 	check("left like that", "PEM")
 	if c.current.Load() != first {
 		t.Error("another certificate is in use")
 	}
 	write(t, s.config.Certificate, string(good))
-	c.look(now.Add(certificatePatience+certificatePoll), false)
+	c.look(now.Add(certfile.Patience+certfile.Poll), false)
 	check("mended", "")
 	if c.current.Load() == first {
 		t.Error("what was mended is not taken")

@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
-	"github.com/bodkin-net/bodkin/rendezvous/wire"
 	"github.com/bodkin-net/bodkin/store"
 )
 
-// What the admin socket can change. Each change runs on the hub's goroutine.
+// What can be changed of the communities. Each change runs on the hub's goroutine.
 
 // applyCommunities puts a file's communities in force and into the store: all
 // of them, or on error none.
@@ -39,7 +39,16 @@ func (s *Server) applyCommunities(ctx context.Context, file string, r io.Reader)
 			records = append(records, store.Community{Name: c.Name, Members: c.Members, Punch: string(c.Punch), Source: file, Updated: now})
 			names = append(names, c.Name)
 		}
-		if failed = s.store.ApplyCommunities(records); failed != nil {
+		failed = s.change(ctx, "apply communities", strings.Join(names, ", "), func(a *store.Audit, tx *store.Tx) error {
+			a.Detail = "from " + clip(file)
+			for _, c := range records {
+				if err := tx.PutCommunity(c); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if failed != nil {
 			return nil
 		}
 		s.applied = merged
@@ -56,7 +65,13 @@ func (s *Server) deleteCommunity(ctx context.Context, name string) error {
 			failed = fmt.Errorf("%w: community %s is kept in a file of %s: remove it there", ErrConflict, name, s.cfg.CommunitiesDir)
 			return nil
 		}
-		if failed = s.store.DeleteCommunity(name); failed != nil {
+		failed = s.change(ctx, "delete community", name, func(_ *store.Audit, tx *store.Tx) error {
+			if err := tx.DeleteCommunity(name); err != nil {
+				return fmt.Errorf("community %w", err)
+			}
+			return nil
+		})
+		if failed != nil {
 			return nil
 		}
 		s.applied = slices.DeleteFunc(s.applied, func(c Community) bool { return c.Name == name })
@@ -69,6 +84,7 @@ func (s *Server) deleteCommunity(ctx context.Context, name string) error {
 func (s *Server) setFiles(ctx context.Context, cs []Community) {
 	_ = s.hub.call(ctx, func(now time.Time) []action {
 		s.files = cs
+		s.events.add(now, EventView{Kind: EventCommunity, Text: fmt.Sprintf("%d communities in the files of %s", len(cs), s.cfg.CommunitiesDir)})
 		return s.hub.coordinator.Communities(now, s.communities())
 	})
 }
@@ -94,24 +110,21 @@ func indexOf(cs []Community, name string) int {
 	return slices.IndexFunc(cs, func(c Community) bool { return c.Name == name })
 }
 
-// deleteNode forgets a node that is gone for good.
-func (s *Server) deleteNode(ctx context.Context, name string) error {
-	var failed error
-	err := s.hub.call(ctx, func(now time.Time) []action {
-		node := wire.NodeName(name)
-		if s.hub.sessions[node] != nil {
-			failed = fmt.Errorf("%w: node %s is online: stop its agent first", ErrConflict, name)
-			return nil
+// communitySources says of each community where it is kept.
+func (s *Server) communitySources(ctx context.Context) (map[string]string, error) {
+	applied, err := s.store.Communities()
+	if err != nil {
+		return nil, err
+	}
+	sources := make(map[string]string, len(applied))
+	for _, c := range applied {
+		sources[c.Name] = c.Source
+	}
+	err = s.hub.call(ctx, func(time.Time) []action {
+		for _, c := range s.files {
+			sources[c.Name] = s.cfg.CommunitiesDir
 		}
-		if s.hub.details[node] == nil {
-			failed = fmt.Errorf("node %q: %w", name, store.ErrNotFound)
-			return nil
-		}
-		delete(s.hub.details, node)
-		// By way of the recorder, or a record that waits there would bring the
-		// node back.
-		s.hub.recorder.forgetNode(node)
-		return s.hub.coordinator.Forget(now, node)
+		return nil
 	})
-	return errors.Join(err, failed)
+	return sources, err
 }

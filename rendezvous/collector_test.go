@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/bodkin-net/bodkin/rendezvous/access"
 )
 
 func sampleSTUN() STUNStats {
@@ -22,6 +24,9 @@ bodkin_node_idle_bytes_per_day{node="beijing.edge2",part="stun"} 9000
 # HELP bodkin_node_idle_peer_bytes_per_day The mean of it for one of the node's peers.
 # TYPE bodkin_node_idle_peer_bytes_per_day gauge
 bodkin_node_idle_peer_bytes_per_day{node="beijing.edge2"} 600000
+# HELP bodkin_node_keepalive_bytes_per_day What a node costs while nothing flows through its tunnels, all parts together, in IP bytes a day.
+# TYPE bodkin_node_keepalive_bytes_per_day gauge
+bodkin_node_keepalive_bytes_per_day{node="beijing.edge2"} 2.021345e+06
 # HELP bodkin_node_nats Nodes by what the NATs before them do, RFC 4787.
 # TYPE bodkin_node_nats gauge
 bodkin_node_nats{allocation="none",filtering="address-and-port-dependent",mapping="none"} 1
@@ -32,6 +37,10 @@ bodkin_node_nats{allocation="unknown",filtering="unknown",mapping="unknown"} 1
 # TYPE bodkin_nodes gauge
 bodkin_nodes{online="false"} 1
 bodkin_nodes{online="true"} 3
+# HELP bodkin_nodes_admission Nodes by what operators have said about them; of an existing CA only those they have said something about.
+# TYPE bodkin_nodes_admission gauge
+bodkin_nodes_admission{state="approved"} 3
+bodkin_nodes_admission{state="pending"} 1
 # HELP bodkin_pair_verdicts Pairs by what is expected of them, whatever has happened so far.
 # TYPE bodkin_pair_verdicts gauge
 bodkin_pair_verdicts{expect="direct",strategy="ice"} 1
@@ -44,6 +53,17 @@ bodkin_pair_verdicts{expect="unknown",strategy="unknown"} 1
 bodkin_pairs{state="direct"} 2
 bodkin_pairs{state="down"} 2
 bodkin_pairs{state="relayed"} 1
+# HELP bodkin_pairs_by_reason Pairs that are not direct, by why: the most frequent reasons, without names and times, and all others as "other".
+# TYPE bodkin_pairs_by_reason gauge
+bodkin_pairs_by_reason{reason="NODE is offline",state="down"} 1
+bodkin_pairs_by_reason{reason="NODE: consent lost",state="relayed"} 1
+bodkin_pairs_by_reason{reason="both NATs are symmetric (address-and-port-dependent mapping): the port to aim at changes per destination",state="down"} 1
+# HELP bodkin_pairs_punching Pairs that are not direct and being tried.
+# TYPE bodkin_pairs_punching gauge
+bodkin_pairs_punching 0
+# HELP bodkin_sessions Agents that are connected now.
+# TYPE bodkin_sessions gauge
+bodkin_sessions 3
 # HELP bodkin_store_ok 1 while the store takes writes, else 0.
 # TYPE bodkin_store_ok gauge
 bodkin_store_ok 1
@@ -107,7 +127,7 @@ func TestMetricsWithoutSnapshot(t *testing.T) {
 	src.failing = errStopped
 	m := newMetrics()
 	m.registry.MustRegister(newCollector(src, sampleSTUN))
-	w := apiCall(t, newStatusHandler(src, m, ""), "GET", "/metrics", nil)
+	w := apiCall(t, as(access.Socket, src, m), "GET", "/metrics", nil)
 	body := w.Body.String()
 	if w.Code != 200 || !strings.Contains(body, "bodkin_stun_responses_total 128") || strings.Contains(body, "bodkin_nodes{") {
 		t.Errorf("%d\n%s", w.Code, body)

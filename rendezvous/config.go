@@ -1,17 +1,16 @@
 package rendezvous
 
 import (
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
-	"strings"
+	"time"
 
+	"github.com/bodkin-net/bodkin/internal/pki"
 	"github.com/bodkin-net/bodkin/internal/yamlfile"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
@@ -30,6 +29,13 @@ type Config struct {
 	Certificate string `yaml:"certificate"`
 	Key         string `yaml:"key"`
 	CA          string `yaml:"ca"`
+	// CAKey is the CA's private key, by which the rendezvous issues the nodes'
+	// certificates. Empty: an existing CA is used as it is, and nothing is issued.
+	CAKey string `yaml:"caKey"`
+	// Approval is auto, or manual: an operator has to approve each node.
+	Approval Approval `yaml:"approval"`
+	// CertificateLifetime is a node certificate's, such as 2160h.
+	CertificateLifetime string `yaml:"certificateLifetime"`
 	// STUN are the two UDP addresses of the STUN service. Two ports tell what
 	// kind of mapping a NAT makes.
 	STUN []string `yaml:"stun"`
@@ -42,9 +48,8 @@ type Config struct {
 	// and the other way round.
 	PublicAddresses []string `yaml:"publicAddresses"`
 	// Status is the TCP address of the status page and API. Other than on
-	// loopback it demands the token in StatusTokenFile.
-	Status          string `yaml:"status"`
-	StatusTokenFile string `yaml:"statusTokenFile"`
+	// loopback it speaks TLS and demands a credential of `bodkin access`.
+	Status string `yaml:"status"`
 	// AdminSocket is the unix socket of the commands that change something.
 	AdminSocket string `yaml:"adminSocket"`
 	// Store is the database file.
@@ -60,6 +65,19 @@ type Config struct {
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `yaml:"logLevel"`
 }
+
+// Approval says what lets a node in that has a certificate.
+type Approval string
+
+// Approvals.
+const (
+	ApprovalAuto   Approval = "auto"
+	ApprovalManual Approval = "manual"
+)
+
+// minLifetime is a certificate's least: agents ask for the next one after two
+// thirds of it, and may be away for a while just then.
+const minLifetime = time.Minute
 
 // RelayConfig says whether connectors carry what has no direct path.
 type RelayConfig struct {
@@ -100,19 +118,21 @@ func (r RelayConfig) parse() (relaying, error) {
 // DefaultConfig is what a key that is not given means.
 func DefaultConfig() Config {
 	return Config{
-		Listen:          ":7443",
-		Certificate:     "/etc/bodkin/rendezvous.crt",
-		Key:             "/etc/bodkin/rendezvous.key",
-		CA:              "/etc/bodkin/ca.crt",
-		STUN:            []string{":3478", ":3479"},
-		STUNAlternates:  []uint16{3480, 3481},
-		PublicAddresses: []string{},
-		Status:          "127.0.0.1:7480",
-		AdminSocket:     "/run/bodkin/rendezvous.sock",
-		Store:           "/var/lib/bodkin/rendezvous.db",
-		Connectors:      []string{},
-		Relay:           RelayConfig{Enabled: true, Ranges: []string{}},
-		LogLevel:        "info",
+		Listen:              ":7443",
+		Certificate:         "/etc/bodkin/rendezvous.crt",
+		Key:                 "/etc/bodkin/rendezvous.key",
+		CA:                  "/etc/bodkin/ca.crt",
+		Approval:            ApprovalAuto,
+		CertificateLifetime: inHours(pki.NodeLifetime),
+		STUN:                []string{":3478", ":3479"},
+		STUNAlternates:      []uint16{3480, 3481},
+		PublicAddresses:     []string{},
+		Status:              "127.0.0.1:7480",
+		AdminSocket:         "/run/bodkin/rendezvous.sock",
+		Store:               "/var/lib/bodkin/rendezvous.db",
+		Connectors:          []string{},
+		Relay:               RelayConfig{Enabled: true, Ranges: []string{}},
+		LogLevel:            "info",
 	}
 }
 
@@ -126,6 +146,13 @@ func LoadConfig(path string) (Config, error) {
 		return cfg, fmt.Errorf("%w: %s: %w", ErrConfig, path, err)
 	}
 	return cfg, nil
+}
+
+// Retired are the keys of former versions, and what to do instead.
+func (Config) Retired() map[string]string {
+	return map[string]string{
+		"statusTokenFile": "create credentials with `bodkin access create`, by which the page and the API are then reached over https",
+	}
 }
 
 func (c Config) check() error {
@@ -144,6 +171,12 @@ func (c Config) check() error {
 	if _, err := c.Relay.parse(); err != nil {
 		return err
 	}
+	if c.Approval != ApprovalAuto && c.Approval != ApprovalManual {
+		return fmt.Errorf("approval: %q: want %s or %s", c.Approval, ApprovalAuto, ApprovalManual)
+	}
+	if _, err := c.certificateLifetime(); err != nil {
+		return err
+	}
 	for _, name := range c.Connectors {
 		if err := wire.NodeName(name).Validate(); err != nil {
 			return fmt.Errorf("connectors: %w", err)
@@ -158,11 +191,19 @@ func (c Config) check() error {
 	if new(slog.Level).UnmarshalText([]byte(c.LogLevel)) != nil {
 		return fmt.Errorf("logLevel: %q: want debug, info, warn or error", c.LogLevel)
 	}
-	if !c.statusIsLocal() && c.StatusTokenFile == "" {
-		return fmt.Errorf("status: %s is reachable from outside: set statusTokenFile too, or listen on 127.0.0.1", c.Status)
-	}
 	return nil
 }
+
+// certificateLifetime is CertificateLifetime, parsed.
+func (c Config) certificateLifetime() (time.Duration, error) {
+	d, err := time.ParseDuration(c.CertificateLifetime)
+	if err != nil || d < minLifetime {
+		return 0, fmt.Errorf("certificateLifetime: %q: want a duration of %s or more, such as %s", c.CertificateLifetime, minLifetime, inHours(pki.NodeLifetime))
+	}
+	return d, nil
+}
+
+func inHours(d time.Duration) string { return strconv.Itoa(int(d.Hours())) + "h" }
 
 // mayConnect reports whether a node may be a Connector. A node's own word is not
 // enough: every edge of its cluster would open a tunnel to it.
@@ -226,28 +267,4 @@ func (c Config) publicAddrs() ([]netip.Addr, error) {
 		out = append(out, a.Unmap())
 	}
 	return out, nil
-}
-
-func (c Config) statusToken() (string, error) {
-	if c.StatusTokenFile == "" {
-		return "", nil
-	}
-	b, err := os.ReadFile(c.StatusTokenFile)
-	if err != nil {
-		return "", fmt.Errorf("%w: statusTokenFile: %w", ErrConfig, err)
-	}
-	token := strings.TrimSpace(string(b))
-	if len(token) < 16 {
-		return "", fmt.Errorf("%w: statusTokenFile %s: %d characters: want 16 or more", ErrConfig, c.StatusTokenFile, len(token))
-	}
-	return token, nil
-}
-
-// identify is the node a TLS client is, by its certificate.
-func identify(cert *x509.Certificate) (name wire.NodeName, identity, fingerprint string, err error) {
-	if name, err = wire.NameOf(cert); err != nil {
-		return "", "", "", err
-	}
-	identity, err = wire.IdentityOf(cert)
-	return name, identity, fingerprintOf(cert), err
 }

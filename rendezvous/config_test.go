@@ -25,7 +25,6 @@ stun: ["198.51.100.1:3478", "198.51.100.2:3479"]
 stunAlternates: [3480, 0]
 publicAddresses: [198.51.100.1, "2001:db8::1"]
 status: "[::1]:7480"
-statusTokenFile: /token
 adminSocket: /a.sock
 store: /a.db
 communitiesDir: /communities
@@ -37,11 +36,11 @@ logLevel: debug
 `)
 	got, err := LoadConfig(path)
 	want := Config{
-		Listen: "198.51.100.1:7443", Certificate: "/a.crt", Key: "/a.key", CA: "/ca.crt",
+		Listen: "198.51.100.1:7443", Certificate: "/a.crt", Key: "/a.key", CA: "/ca.crt", Approval: ApprovalAuto, CertificateLifetime: "2160h",
 		STUN: []string{"198.51.100.1:3478", "198.51.100.2:3479"}, STUNAlternates: []uint16{3480, 0},
 		PublicAddresses: []string{"198.51.100.1", "2001:db8::1"},
-		Status:          "[::1]:7480", StatusTokenFile: "/token",
-		AdminSocket: "/a.sock", Store: "/a.db", CommunitiesDir: "/communities",
+		Status:          "[::1]:7480",
+		AdminSocket:     "/a.sock", Store: "/a.db", CommunitiesDir: "/communities",
 		Connectors: []string{"beijing.gate"}, Relay: RelayConfig{Ranges: []string{"10.233.0.0/16"}}, LogLevel: "debug",
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {
@@ -72,8 +71,7 @@ func TestConfigErrors(t *testing.T) {
 		{"listen without a port", "listen: 198.51.100.1\n", `listen: "198.51.100.1" is no address: want host:port`},
 		{"listen on a port that is none", "listen: :seven\n", `listen: ":seven" is no address`},
 		{"status without a port", "status: localhost\n", `status: "localhost" is no address`},
-		{"status for everybody", "status: :7480\n", "status: :7480 is reachable from outside: set statusTokenFile"},
-		{"status for the network", "status: 198.51.100.1:7480\n", "set statusTokenFile too, or listen on 127.0.0.1"},
+		{"a key of former versions", "status: :7480\nstatusTokenFile: /token\n", "line 2: statusTokenFile: is no key any more: create credentials with `bodkin access create`"},
 		{"one STUN port", "stun: [\":3478\"]\n", "stun: 1 addresses: want two ports"},
 		{"three STUN ports", "stun: [\":1\", \":2\", \":3\"]\n", "stun: 3 addresses: want two ports"},
 		{"STUN host name", "stun: [\"stun.example.com:3478\", \":3479\"]\n", `stun: "stun.example.com:3478" is no address: want IP:port or :port`},
@@ -139,11 +137,6 @@ func TestNewErrors(t *testing.T) {
 		{"another's key", func(t *testing.T, c *Config) { c.Key = newSite(t).config.Key }, []string{"certificate ", "key ", "does not match"}},
 		{"no CA", func(t *testing.T, c *Config) { c.CA += ".absent" }, []string{"ca: ", "no such file"}},
 		{"a CA that is none", func(t *testing.T, c *Config) { c.CA = c.Key }, []string{"ca: ", "holds no PEM certificate"}},
-		{"no token file", func(t *testing.T, c *Config) { c.StatusTokenFile = c.Store + ".absent" }, []string{"statusTokenFile: ", "no such file"}},
-		{"a short token", func(t *testing.T, c *Config) {
-			c.StatusTokenFile = filepath.Join(t.TempDir(), "token")
-			write(t, c.StatusTokenFile, "secret\n")
-		}, []string{"statusTokenFile ", "6 characters: want 16 or more"}},
 		{"a key out of place", func(t *testing.T, c *Config) { c.STUN = nil }, []string{"stun: 0 addresses"}},
 	}
 	for _, tt := range tests {

@@ -35,9 +35,34 @@ type record struct{ pair PairView }
 // forget drops a pair that no longer exists.
 type forget struct{ id wire.PairID }
 
-func (send) isAction()   {}
-func (record) isAction() {}
-func (forget) isAction() {}
+// ordered tells of an attempt what both sides are about to be told.
+type ordered struct {
+	pair     wire.PairID
+	attempt  wire.AttemptID
+	names    [2]wire.NodeName
+	strategy nat.Strategy
+	verdict  VerdictView
+	// orders and delays, half of the sessions' round trips, are by name.
+	orders [2]*wire.Punch
+	delays [2]time.Duration
+}
+
+// ended tells of an attempt that was ordered how it ended; took is what the slower
+// side says of one that led to a tunnel.
+type ended struct {
+	pair     wire.PairID
+	attempt  wire.AttemptID
+	strategy nat.Strategy
+	outcome  AttemptOutcome
+	reason   string
+	took     time.Duration
+}
+
+func (send) isAction()    {}
+func (record) isAction()  {}
+func (forget) isAction()  {}
+func (ordered) isAction() {}
+func (ended) isAction()   {}
 
 // coordinator decides which pair punches when and how. It is a pure state
 // machine: it owns no socket, clock, logger or store; every method takes the
@@ -54,6 +79,8 @@ type coordinator struct {
 	// byNode is the same by member.
 	sorted []*pair
 	byNode map[wire.NodeName][]*pair
+	// barred are nodes that are not let in.
+	barred map[wire.NodeName]bool
 	agenda agenda
 	lists  lists
 	// running counts each node's attempts, strained those of them that its NAT
@@ -145,7 +172,7 @@ func newCoordinator(r *rand.Rand) *coordinator {
 	return &coordinator{
 		rand: r, nodes: map[wire.NodeName]*node{}, pairs: map[wire.PairID]*pair{}, shared: map[wire.PairID][]string{},
 		lists:   lists{untold: map[wire.NodeName]bool{}},
-		running: map[wire.NodeName]int{}, strained: map[wire.NodeName]int{},
+		running: map[wire.NodeName]int{}, strained: map[wire.NodeName]int{}, barred: map[wire.NodeName]bool{},
 	}
 }
 

@@ -128,32 +128,26 @@ func (s *Server) forecast(ctx context.Context, cs []Community) (Forecast, error)
 	return Forecast{At: at.UTC(), Pairs: pairs, Summary: summarise(pairs)}, err
 }
 
-// addForecast adds the routes. POST stores nothing, so everybody who may read
-// may use it; that a visited web site has a browser send it is refused all the
-// same.
-func addForecast(mux *http.ServeMux, src source) {
-	mux.Handle("POST /api/v1/forecast", http.NewCrossOriginProtection().Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		cs, err := ParseCommunities(cmp.Or(r.URL.Query().Get("file"), "api"), r.Body)
-		if err != nil {
-			reply(w, nil, err)
-			return
-		}
-		f, err := src.forecast(r.Context(), cs)
-		reply(w, f, err)
-	})))
-	mux.HandleFunc("GET /api/v1/forecast/{community}", func(w http.ResponseWriter, r *http.Request) {
-		snap, err := src.snapshot(r.Context())
-		if err != nil {
-			reply(w, nil, err)
-			return
-		}
-		name := r.PathValue("community")
-		i := indexOf(snap.Communities, name)
-		if i < 0 {
-			reply(w, nil, fmt.Errorf("community %s: %w", clip(name), store.ErrNotFound))
-			return
-		}
-		f, err := src.forecast(r.Context(), snap.Communities[i:i+1])
-		reply(w, f, err)
-	})
+// forecastFile judges the communities in a request's body. It stores nothing, so
+// everybody who may read may use it.
+func forecastFile(r *http.Request, src source) (any, error) {
+	cs, err := ParseCommunities(cmp.Or(r.URL.Query().Get("file"), "api"), r.Body)
+	if err != nil {
+		return nil, err
+	}
+	return src.forecast(r.Context(), cs)
+}
+
+// forecastInForce judges a community that is in force.
+func forecastInForce(r *http.Request, src source) (any, error) {
+	_, cs, err := src.inForce(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	name := r.PathValue("community")
+	i := indexOf(cs, name)
+	if i < 0 {
+		return nil, fmt.Errorf("community %s: %w", clip(name), store.ErrNotFound)
+	}
+	return src.forecast(r.Context(), cs[i:i+1])
 }

@@ -10,7 +10,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/bodkin-net/bodkin/rendezvous/enrol"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
+	"github.com/bodkin-net/bodkin/store"
 )
 
 var (
@@ -27,11 +29,15 @@ type hub struct {
 	coordinator *coordinator
 	recorder    *recorder
 	metrics     *metrics
+	journal     *journal
+	boards      boards
 	storeID     string
-	stunPorts   []uint16     // of STUNServer.Addrs
-	stunAddrs   []netip.Addr // Config.PublicAddresses
+	stunPorts   []uint16 // of STUNServer.Addrs
 	// mayConnect tells who may be a Connector.
 	mayConnect func(wire.NodeName) bool
+	// admit says who is let in, revocations is the list of the revoked, if any.
+	admit       func(time.Time, enrol.Presented) (store.Admission, error)
+	revocations func() []byte
 
 	calls chan func(now time.Time) []action
 	done  chan struct{}
@@ -44,6 +50,7 @@ type hub struct {
 	// credentials is read by the STUN service on its own goroutines.
 	mu          sync.RWMutex
 	credentials map[string]*session
+	stunAddrs   []netip.Addr // Config.PublicAddresses
 	// sightings wait for the hub; sighted says that there are some.
 	sightings map[sighting]Observation
 	sighted   chan struct{}
@@ -58,7 +65,7 @@ type sighting struct {
 
 func newHub(log *slog.Logger, c *coordinator, rec *recorder, m *metrics, storeID string) *hub {
 	return &hub{
-		log: log, coordinator: c, recorder: rec, metrics: m, storeID: storeID,
+		log: log, coordinator: c, recorder: rec, metrics: m, journal: newJournal(log, m, rec), storeID: storeID,
 		calls: make(chan func(time.Time) []action), done: make(chan struct{}),
 		sessions: map[wire.NodeName]*session{}, details: map[wire.NodeName]*NodeView{},
 		credentials: map[string]*session{},
@@ -105,6 +112,7 @@ func (h *hub) call(ctx context.Context, fn func(now time.Time) []action) error {
 
 // perform does what the coordinator decided.
 func (h *hub) perform(actions []action) {
+	now := time.Now()
 	for _, a := range actions {
 		switch a := a.(type) {
 		case send:
@@ -116,27 +124,30 @@ func (h *hub) perform(actions []action) {
 			h.log.Warn("candidate refused", "node", a.node, "kind", a.candidate.Kind, "candidate", a.candidate.Addr, "reason", a.reason)
 			h.metrics.refused.WithLabelValues(string(a.cause)).Inc()
 		case refuseReport:
-			h.refused(a)
+			h.refused(now, a)
+		case ordered:
+			h.journal.order(now, a)
+		case ended:
+			h.journal.end(now, a)
 		case record:
-			h.log.Info("pair", "pair", a.pair.ID, "state", a.pair.State, "reason", a.pair.Reason, "punching", a.pair.Punching,
-				"expect", a.pair.Verdict.Expect, "strategy", a.pair.Verdict.Strategy)
+			h.journal.pair(now, a.pair)
 			h.recorder.pair(a.pair)
 		case forget:
-			h.log.Info("pair ended: no community holds both nodes", "pair", a.id)
+			h.log.Info("pair ended: no community holds both nodes, or one is not let in", "pair", a.id)
+			h.journal.forget(a.id)
 			h.recorder.forget(a.id)
 		}
 	}
+	if len(actions) > 0 {
+		h.boards.version.Add(1)
+	}
 }
 
-// note logs and counts what is worth it of what is sent.
+// note keeps what is worth it of what is sent.
 func (h *hub) note(s send) {
 	switch m := s.msg.(type) {
-	case *wire.Punch:
-		if m.Peer.Role == wire.Controlling {
-			h.log.Info("punch ordered", "pair", wire.NewPairID(string(s.to), string(m.Peer.Endpoint.Name)), "attempt", m.Attempt,
-				"strategy", m.Strategy, "hopeless", m.Hopeless)
-			h.metrics.attempts.WithLabelValues(string(m.Strategy)).Inc()
-		}
+	case *wire.Trickle:
+		h.journal.chronicle.trickle(s.to, m)
 	case *wire.Demote:
 		h.log.Info("node told to leave a direct tunnel", "node", s.to, "peer", m.Peer, "reason", m.Reason)
 		h.metrics.demotes.Inc()
@@ -145,13 +156,17 @@ func (h *hub) note(s send) {
 
 // refused makes a report that was not its sender's to make visible. Some cross
 // with a change of the communities; of one that sends many, few are worth a line.
-func (h *hub) refused(r refuseReport) {
+func (h *hub) refused(now time.Time, r refuseReport) {
 	d := h.detail(r.node)
 	d.RefusedReports++
 	h.metrics.refusedReports.Inc()
 	if n := d.RefusedReports; n&(n-1) == 0 {
 		h.log.Warn("report refused", "node", r.node, "peer", r.report.Peer, "outcome", r.report.Outcome, "attempt", r.report.Attempt,
 			"reason", r.reason, "refused", n)
+		h.journal.events.add(now, EventView{
+			Kind: EventRefused, Node: r.node, Pair: wire.NewPairID(string(r.node), string(r.report.Peer)),
+			Text: fmt.Sprintf("report refused: %s; %d so far", r.reason, n),
+		})
 	}
 }
 
@@ -160,18 +175,30 @@ func (h *hub) refused(r refuseReport) {
 func (h *hub) turnedAway(node wire.NodeName, err error) {
 	d := h.detail(node)
 	d.RefusedSessions++
-	d.Refusal = wire.Clip(err.Error())
+	refusal := wire.Clip(err.Error())
+	if d.Refusal != refusal { // it comes again and again
+		h.journal.events.add(time.Now(), EventView{Kind: EventRefused, Node: node, Text: "session refused: " + refusal})
+	}
+	d.Refusal = refusal
 	h.metrics.refusedSessions.Inc()
+}
+
+// setSTUNAddrs has the next sessions look for the STUN service there, too.
+func (h *hub) setSTUNAddrs(addrs []netip.Addr) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.stunAddrs = addrs
 }
 
 // welcome opens the conversation and makes the session's STUN credential valid.
 func (h *hub) welcome(s *session) {
 	h.mu.Lock()
 	h.credentials[s.username] = s
+	addrs := h.stunAddrs
 	h.mu.Unlock()
 	s.send(&wire.Welcome{
 		Node: s.node, StoreID: h.storeID,
-		STUNPorts: h.stunPorts, STUNAddrs: h.stunAddrs, STUNUsername: s.username, STUNPassword: s.password,
+		STUNPorts: h.stunPorts, STUNAddrs: addrs, STUNUsername: s.username, STUNPassword: s.password,
 	})
 }
 
@@ -183,12 +210,22 @@ func (h *hub) join(ctx context.Context, s *session, hello *wire.Hello, delay tim
 	if !wire.SameIdentity(hello.Endpoint.ID, s.identity) {
 		return fmt.Errorf("%w: endpoint.id is %q, the certificate's subject is %q: use that", errRefused, hello.Endpoint.ID, s.identity)
 	}
-	if hello.Endpoint.Type == wire.Connector && !h.mayConnect(s.node) {
-		return fmt.Errorf("%w: endpoint.type: %s is no Connector to this rendezvous: use Edge, or name it in `connectors` there", errRefused, s.node)
-	}
 	hello.AgentVersion, hello.NoProbe = wire.Clip(hello.AgentVersion), wire.Clip(hello.NoProbe)
 	var refused error
+	var broken error
 	err := h.call(ctx, func(now time.Time) []action {
+		admission, err := h.admit(now, s.presented)
+		switch {
+		case errors.Is(err, enrol.ErrRevoked), errors.Is(err, enrol.ErrPending): // a moment ago
+			refused = fmt.Errorf("%w: %w", errRefused, err)
+			return nil
+		case err != nil:
+			broken = err
+			return nil
+		}
+		if refused = h.grant(hello, admission); refused != nil {
+			return nil
+		}
 		if err := h.coordinator.Admit(hello.Endpoint); err != nil {
 			refused = fmt.Errorf("%w: %w", errRefused, err)
 			h.turnedAway(s.node, err)
@@ -202,16 +239,21 @@ func (h *hub) join(ctx context.Context, s *session, hello *wire.Hello, delay tim
 		d.Online, d.Since, d.LastSeen = true, now, now
 		d.Endpoint, d.AgentVersion, d.Fingerprint = hello.Endpoint, hello.AgentVersion, s.fingerprint
 		d.Punch, d.NoProbe, d.Metered, d.Refusal = hello.Punch, hello.NoProbe, hello.Metered, ""
+		d.Admission = admission.State
 		h.recorder.node(*d)
+		s.answers = hello.Answers
+		h.sendRevocations(s)
 		h.log.Info("node joined", "node", s.node, "remote", s.conn.RemoteAddr().String(), "agent", hello.AgentVersion)
-		actions := h.coordinator.Online(now, hello, delay)
+		h.journal.online(now, s.node, true, "online, agent "+hello.AgentVersion)
+		actions := h.coordinator.Bar(now, s.node, false) // approved a moment ago
+		actions = append(actions, h.coordinator.Online(now, hello, delay)...)
 		for _, o := range s.observations {
 			actions = append(actions, h.observe(now, s, o)...)
 		}
 		s.observations = nil
 		return actions
 	})
-	return errors.Join(err, refused)
+	return errors.Join(err, broken, refused)
 }
 
 // leave ends a session, unless a newer one has taken its place.
@@ -219,16 +261,13 @@ func (h *hub) leave(s *session) {
 	h.mu.Lock()
 	delete(h.credentials, s.username)
 	h.mu.Unlock()
+	s.questions.end()
 	// The hub outlives its sessions, so this cannot be cut short by their end.
 	_ = h.call(context.Background(), func(now time.Time) []action {
 		if h.sessions[s.node] != s {
 			return nil
 		}
-		delete(h.sessions, s.node)
-		d := h.detail(s.node)
-		d.Online, d.Since, d.LastSeen = false, now, now
-		h.recorder.node(*d)
-		return h.coordinator.Offline(now, s.node)
+		return h.end(now, s)
 	})
 }
 
@@ -249,10 +288,13 @@ func (h *hub) receive(ctx context.Context, s *session, m wire.Message) error {
 		case *wire.Prepared:
 			return h.coordinator.Prepared(now, s.node, m)
 		case *wire.Report:
-			h.metrics.report(m)
+			h.journal.report(now, s.node, m)
 			return h.coordinator.Report(now, s.node, m)
 		case *wire.Usage:
 			h.detail(s.node).Usage = newUsageView(now, m, func(peer wire.NodeName) bool { return h.coordinator.paired(s.node, peer) })
+			return nil
+		case *wire.Reply:
+			s.questions.answer(m)
 			return nil
 		}
 		wrong = fmt.Errorf("%s is not an agent's message", m.Type())
@@ -321,6 +363,7 @@ func (h *hub) observe(now time.Time, s *session, o Observation) []action {
 	d := h.detail(s.node)
 	if before := d.observedIn(o.Addr); before.IsValid() && before != o.Addr {
 		h.metrics.addressChanges.Inc()
+		h.journal.events.add(now, EventView{Kind: EventAddress, Node: s.node, State: o.Addr.String(), Text: fmt.Sprintf("seen at %s, before at %s", o.Addr, before)})
 	}
 	if !s.observed {
 		// Of a former session, and maybe of another network.
@@ -331,7 +374,9 @@ func (h *hub) observe(now time.Time, s *session, o Observation) []action {
 	return h.coordinator.Observed(now, s.node, o.Addr)
 }
 
+// detail is what is shown of a node, for the caller to change.
 func (h *hub) detail(name wire.NodeName) *NodeView {
+	h.boards.version.Add(1)
 	d := h.details[name]
 	if d == nil {
 		d = &NodeView{Name: name}

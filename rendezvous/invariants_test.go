@@ -19,7 +19,9 @@ type world struct {
 	rand  *rand.Rand
 	names []wire.NodeName
 	// online nodes, and what each last said of its tunnel to each other.
-	up   map[wire.NodeName]bool
+	up map[wire.NodeName]bool
+	// out are those that are not let in.
+	out  map[wire.NodeName]bool
 	word map[[2]wire.NodeName]string
 	// of is the attempt that led to the tunnel each spoke of last, if it named one.
 	of map[[2]wire.NodeName]wire.AttemptID
@@ -50,9 +52,9 @@ type world struct {
 	hopeless int
 	// listed is whom each node was last told of in its session, and when.
 	listed map[wire.NodeName]listing
-	// demotes and holds count what the test has seen, waits the changes that a
-	// node was told of later.
-	demotes, holds, waits int
+	// demotes, holds and bans count what the test has seen, waits the changes that
+	// a node was told of later.
+	demotes, holds, bans, waits int
 }
 
 const (
@@ -63,13 +65,13 @@ const (
 // TestInvariants lets random things happen. A failure names its seed.
 func TestInvariants(t *testing.T) {
 	orders := map[wire.Strategy]int{}
-	demotes, holds, waits := 0, 0, 0
+	demotes, holds, bans, waits := 0, 0, 0, 0
 	for seed := range uint64(12) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			w := &world{
 				machine: newMachine(t), rand: rand.New(rand.NewPCG(seed, 7)),
 				names: []wire.NodeName{edge1, edge2, edge3, edge4, connector},
-				up:    map[wire.NodeName]bool{}, word: map[[2]wire.NodeName]string{}, of: map[[2]wire.NodeName]wire.AttemptID{},
+				up:    map[wire.NodeName]bool{}, out: map[wire.NodeName]bool{}, word: map[[2]wire.NodeName]string{}, of: map[[2]wire.NodeName]wire.AttemptID{},
 				early: map[[2]wire.NodeName]wire.Tunnel{}, late: map[[2]wire.NodeName]bool{}, relay: map[[2]wire.NodeName]bool{}, demoted: map[[2]wire.NodeName]bool{},
 				policy: map[wire.NodeName]wire.Policy{}, at: map[wire.NodeName]string{}, moved: map[wire.NodeName]time.Time{},
 				open: map[wire.PairID]wire.AttemptID{}, direct: map[wire.AttemptID]map[wire.NodeName]bool{},
@@ -91,14 +93,14 @@ func TestInvariants(t *testing.T) {
 			if reached[Direct] == 0 || reached[Relayed] == 0 || reached[Down] == 0 || len(w.last) < 50 {
 				t.Errorf("the test is blind: states %v, %d attempts", reached, len(w.last))
 			}
-			demotes, holds, waits = demotes+w.demotes, holds+w.holds, waits+w.waits
+			demotes, holds, bans, waits = demotes+w.demotes, holds+w.holds, bans+w.bans, waits+w.waits
 			if w.hopeless == 0 {
 				t.Error("the test is blind: no order without hope")
 			}
 		})
 	}
-	if demotes < 20 || holds < 500 || waits < 100 {
-		t.Errorf("the test is blind: %d demotes, %d holds, %d lists that waited", demotes, holds, waits)
+	if demotes < 20 || holds < 500 || bans < 20 || waits < 100 {
+		t.Errorf("the test is blind: %d demotes, %d holds, %d nodes not let in, %d lists that waited", demotes, holds, bans, waits)
 	}
 	if len(orders) != 4 {
 		t.Errorf("the test is blind: orders %v", orders)
@@ -111,7 +113,9 @@ func (w *world) step() string {
 		w.after(time.Duration(w.rand.IntN(700)) * time.Millisecond)
 	}
 	name := w.names[w.rand.IntN(len(w.names))]
-	switch w.rand.IntN(18) {
+	switch w.rand.IntN(19) {
+	case 18:
+		return w.bars(name)
 	case 14:
 		return w.loses()
 	case 15, 16, 17:
@@ -146,7 +150,26 @@ func (w *world) step() string {
 	return w.report(name)
 }
 
+// bars keeps a node out, as the hub does, or lets it in again.
+func (w *world) bars(name wire.NodeName) string {
+	if !w.out[name] {
+		if w.rand.IntN(40) > 0 { // rarely, or little else is seen
+			return "nothing"
+		}
+		w.bans++
+		w.up[name] = false
+		w.leave(name)
+		w.take(w.Offline(w.now, name))
+	}
+	w.out[name] = !w.out[name]
+	w.repair(func() []action { return w.Bar(w.now, name, w.out[name]) })
+	return fmt.Sprint(name, " barred: ", w.out[name])
+}
+
 func (w *world) hello(name wire.NodeName) string {
+	if w.out[name] {
+		return "nothing" // the hub turns it away
+	}
 	h := &wire.Hello{Endpoint: endpointOf(name)}
 	for _, other := range w.names {
 		if other == name {
@@ -276,9 +299,15 @@ func (w *world) communities() string {
 		c.Punch = w.anyPolicy()
 		cs = append(cs, c)
 	}
+	w.repair(func() []action { return w.coordinator.Communities(w.now, cs) })
+	return fmt.Sprint("communities ", cs)
+}
+
+// repair follows a change of who has to do with whom.
+func (w *world) repair(change func() []action) {
 	known := w.known()
 	before := w.carriers()
-	actions := w.coordinator.Communities(w.now, cs)
+	actions := change()
 	for id := range known {
 		if w.pairs[id] == nil {
 			delete(w.started, id)
@@ -294,7 +323,6 @@ func (w *world) communities() string {
 	w.hear(known)
 	w.recarry(before)
 	w.take(actions)
-	return fmt.Sprint("communities ", cs)
 }
 
 func (w *world) known() map[wire.PairID]bool {
@@ -522,6 +550,9 @@ func (w *world) partners(of wire.NodeName) []wire.NodeName {
 
 // mayTalk is the rule on who may have to do with whom, in its own words.
 func (w *world) mayTalk(a, b wire.NodeName) bool {
+	if w.out[a] || w.out[b] {
+		return false
+	}
 	for _, c := range w.coordinator.communities {
 		if slices.Contains(c.Members, string(a)) && slices.Contains(c.Members, string(b)) {
 			return true

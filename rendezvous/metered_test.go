@@ -13,7 +13,9 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"github.com/bodkin-net/bodkin/rendezvous/enrol"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
+	"github.com/bodkin-net/bodkin/store"
 )
 
 // oneConn is a listener for a single connection.
@@ -42,6 +44,8 @@ func TestPings(t *testing.T) {
 				log := slog.New(slog.DiscardHandler)
 				h := newHub(log, newCoordinator(rand.New(rand.NewPCG(1, 2))), newRecorder(nil, log), newMetrics(), "store")
 				h.mayConnect = func(wire.NodeName) bool { return true }
+				h.admit = func(time.Time, enrol.Presented) (store.Admission, error) { return store.Admission{}, nil }
+				h.revocations = func() []byte { return nil }
 				ctx, cancel := context.WithCancel(t.Context())
 				go h.run(ctx)
 				here, there := net.Pipe()

@@ -2,8 +2,6 @@ package rendezvous
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
 // metrics are the rendezvous' own; gauges of the moment are computed at scrape
@@ -11,6 +9,7 @@ import (
 type metrics struct {
 	registry       *prometheus.Registry
 	sessions       prometheus.Counter
+	orders         *prometheus.CounterVec
 	attempts       *prometheus.CounterVec
 	refused        *prometheus.CounterVec
 	outcomes       *prometheus.CounterVec
@@ -20,6 +19,8 @@ type metrics struct {
 	refusedSessions prometheus.Counter
 	addressChanges  prometheus.Counter
 	timeToDirect    prometheus.Histogram
+	loginFailures   prometheus.Counter
+	requests        *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
@@ -27,8 +28,10 @@ func newMetrics() *metrics {
 		registry: prometheus.NewRegistry(),
 		sessions: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "bodkin_sessions_total", Help: "Agent sessions accepted."}),
+		orders: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "bodkin_punch_orders_total", Help: "Punch attempts ordered, one per pair and try."}, []string{"strategy"}),
 		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "bodkin_punch_attempts_total", Help: "Punch attempts ordered, one per pair and try."}, []string{"strategy"}),
+			Name: "bodkin_punch_attempts_total", Help: "Punch attempts that ended, by how."}, []string{"strategy", "outcome"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "bodkin_candidates_refused_total", Help: "Candidates that agents named and that are passed on to nobody."}, []string{"cause"}),
 		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -43,13 +46,24 @@ func newMetrics() *metrics {
 			Name: "bodkin_observed_address_changes_total", Help: "Times a node was observed at another address than before."}),
 		timeToDirect: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "bodkin_time_to_direct_seconds",
-			Help:    "Time from an agent's punch order to bytes through the tunnel.",
-			Buckets: []float64{.1, .2, .3, .5, .75, 1, 1.5, 2, 3, 5, 10},
+			Help:    "Time from the punch order to bytes through the tunnel at both ends, as the slower end says.",
+			Buckets: inSeconds(timeToDirectMs),
 		}),
+		loginFailures: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "bodkin_login_failures_total", Help: "Credentials presented that are not known."}),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "bodkin_api_requests_total", Help: "Requests to the API and the page."}, []string{"method", "route", "code"}),
 	}
-	m.registry.MustRegister(m.sessions, m.attempts, m.refused, m.outcomes, m.demotes, m.refusedReports, m.refusedSessions,
-		m.addressChanges, m.timeToDirect)
+	m.registry.MustRegister(m.sessions, m.orders, m.attempts, m.refused, m.outcomes, m.demotes, m.refusedReports, m.refusedSessions,
+		m.addressChanges, m.timeToDirect, m.loginFailures, m.requests)
 	return m
+}
+
+func inSeconds(ms []int) (s []float64) {
+	for _, n := range ms {
+		s = append(s, float64(n)/1000)
+	}
+	return s
 }
 
 // newExpiry is a gauge of the certificate in use.
@@ -57,11 +71,4 @@ func newExpiry(c *certificates) prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "bodkin_certificate_expiry_timestamp_seconds", Help: "When the certificate ends that agents are shown, in Unix time."},
 		func() float64 { return float64(c.current.Load().leaf.NotAfter.Unix()) })
-}
-
-func (m *metrics) report(r *wire.Report) {
-	m.outcomes.WithLabelValues(string(r.Outcome)).Inc()
-	if r.Outcome == wire.OutcomeDirect && r.Attempt != "" {
-		m.timeToDirect.Observe(float64(r.ElapsedMs) / 1000)
-	}
 }

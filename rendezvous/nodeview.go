@@ -11,14 +11,17 @@ import (
 
 // NodeView is a node as the API, the page and the store see it.
 type NodeView struct {
-	Name         wire.NodeName `json:"name"`
-	Online       bool          `json:"online"`
-	Since        time.Time     `json:"since"`
-	LastSeen     time.Time     `json:"lastSeen"`
-	Endpoint     wire.Endpoint `json:"endpoint"`
-	AgentVersion string        `json:"agentVersion"`
-	Fingerprint  string        `json:"certificateSHA256"`
-	NAT          wire.NAT      `json:"nat"`
+	Name   wire.NodeName `json:"name"`
+	Online bool          `json:"online"`
+	// Admission is what operators say of it, empty for a node of an existing CA
+	// that nobody has said anything of and that has not come yet.
+	Admission    store.AdmissionState `json:"admission,omitempty"`
+	Since        time.Time            `json:"since"`
+	LastSeen     time.Time            `json:"lastSeen"`
+	Endpoint     wire.Endpoint        `json:"endpoint"`
+	AgentVersion string               `json:"agentVersion"`
+	Fingerprint  string               `json:"certificateSHA256"`
+	NAT          wire.NAT             `json:"nat"`
 	// Punch is how far the node's operator lets punching go; NoProbe is why it
 	// cannot open many ports.
 	Punch   wire.Policy `json:"punch,omitempty"`

@@ -87,10 +87,10 @@ func (c *coordinator) rejudge(now time.Time, p *pair) {
 	p.verdict = c.verdict(p)
 	switch a := p.attempt; {
 	case a != nil && (p.verdict.Strategy == nat.None || !a.nominated && c.policy(p) == nat.ICEOnly && rank(a.strategy) > 0):
-		c.callOff(p, "", "an operator forbids it now (punch: "+string(c.policy(p))+")")
+		c.callOff(p, "", AttemptCancelled, "an operator forbids it now (punch: "+string(c.policy(p))+")")
 	case p.verdict == was:
 	case a != nil && !a.nominated && better(a.verdict, p.verdict):
-		c.callOff(p, "", "more is known now: "+p.verdict.String())
+		c.callOff(p, "", AttemptCancelled, "more is known now: "+p.verdict.String())
 		p.tries, p.failure, p.retryAt = 0, "", now
 	case a == nil && better(was, p.verdict):
 		c.reset(now, p)
@@ -202,12 +202,19 @@ func (c *coordinator) why(now time.Time, p *pair) string {
 // view is the pair as others see it.
 func (c *coordinator) view(p *pair) PairView {
 	v := c.outcome(p)
-	// Why there is no relay is a matter of other pairs, which change without
-	// this one being looked at.
-	if why := c.noRelay(p); p.state == Down && why != "" {
-		v.Reason += "; no relay: " + why
-	}
+	v.Reason = c.reasonOf(p)
 	return v
+}
+
+// reasonOf is the reason as others see it. Why there is no relay is a matter of
+// other pairs, which change without this one being looked at.
+func (c *coordinator) reasonOf(p *pair) string {
+	if p.state == Down {
+		if why := c.noRelay(p); why != "" {
+			return p.reason + "; no relay: " + why
+		}
+	}
+	return p.reason
 }
 
 // outcome is the view without what is not the pair's own.

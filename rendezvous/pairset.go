@@ -53,6 +53,39 @@ func (c *coordinator) Forget(now time.Time, name wire.NodeName) []action {
 	return c.flush()
 }
 
+// Bar keeps a node that is not let in out of all pairs, or has it back in those
+// that its communities ask for.
+func (c *coordinator) Bar(now time.Time, name wire.NodeName, barred bool) []action {
+	if c.barred[name] == barred {
+		return nil
+	}
+	if barred {
+		c.barred[name] = true
+	} else {
+		delete(c.barred, name)
+		for id := range c.shared {
+			if a, b := nodesOf(id); (a == name || b == name) && c.pairs[id] == nil && c.wanted(a, b) {
+				p := c.add(now, a, b)
+				c.limit(p)
+				c.insert(p)
+			}
+		}
+	}
+	c.rejoin(now, []wire.NodeName{name})
+	return c.flush()
+}
+
+func nodesOf(id wire.PairID) (a, b wire.NodeName) {
+	first, second := id.Nodes()
+	return wire.NodeName(first), wire.NodeName(second)
+}
+
+// limit says what a pair's communities permit it.
+func (c *coordinator) limit(p *pair) {
+	p.communities = append([]string{}, c.shared[p.id]...)
+	p.limit = limitOf(p.communities, c.policies)
+}
+
 // setCommunities replaces all communities: it makes the set of pairs anew, keeps
 // what each has reached, and tells everybody whose peers changed.
 func (c *coordinator) setCommunities(now time.Time, cs []Community) {
@@ -63,8 +96,8 @@ func (c *coordinator) setCommunities(now time.Time, cs []Community) {
 		}
 	}
 	for id := range c.shared {
-		if a, b := id.Nodes(); c.pairs[id] == nil {
-			c.add(now, wire.NodeName(a), wire.NodeName(b))
+		if a, b := nodesOf(id); c.pairs[id] == nil && c.wanted(a, b) {
+			c.add(now, a, b)
 		}
 	}
 	for name := range c.nodes {
@@ -74,8 +107,7 @@ func (c *coordinator) setCommunities(now time.Time, cs []Community) {
 	}
 	c.index()
 	for _, p := range c.sorted {
-		p.communities = slices.Concat([]string{}, c.shared[p.id])
-		p.limit = limitOf(p.communities, c.policies)
+		c.limit(p)
 	}
 	c.assignBerths(nil)
 	c.tell(now, slices.Collect(maps.Keys(c.nodes)))
@@ -130,8 +162,11 @@ func (c *coordinator) settleAll(now time.Time, nodes map[wire.NodeName]bool) {
 }
 
 // wanted reports whether two nodes shall have a tunnel: members of a community,
-// and, as in FabEdge, a connector with each edge of its cluster.
+// and, as in FabEdge, a connector with each edge of its cluster, if both are let in.
 func (c *coordinator) wanted(a, b wire.NodeName) bool {
+	if c.barred[a] || c.barred[b] {
+		return false
+	}
 	return c.shared[wire.NewPairID(string(a), string(b))] != nil || c.gate(a, b)
 }
 
@@ -144,7 +179,7 @@ func (c *coordinator) gate(a, b wire.NodeName) bool {
 // openGates makes the pairs of a node that it lacks with connectors, or as one.
 func (c *coordinator) openGates(now time.Time, name wire.NodeName) (made []*pair) {
 	for other := range c.nodes {
-		if c.gate(name, other) && c.pairs[wire.NewPairID(string(name), string(other))] == nil {
+		if c.gate(name, other) && c.wanted(name, other) && c.pairs[wire.NewPairID(string(name), string(other))] == nil {
 			made = append(made, c.add(now, name, other))
 		}
 	}
@@ -180,7 +215,7 @@ func saidIn(t wire.Tunnel, stands bool) side {
 // drop ends a pair; whoever calls it takes it out of the order.
 func (c *coordinator) drop(p *pair) {
 	if p.attempt != nil {
-		c.callOff(p, "", "the nodes no longer share a community")
+		c.callOff(p, "", AttemptCancelled, "the nodes no longer share a community")
 	}
 	delete(c.pairs, p.id)
 	c.schedule(p)

@@ -18,9 +18,9 @@ const (
 	// writeRetry is between tries of a store that does not take a record: a disk
 	// that is full stays so for a while.
 	writeRetry = 5 * time.Second
-	// maxObservations bounds those that wait for such a disk, about 1 MB. Beyond
-	// it the oldest are given up: they are history. Other records are as many as
-	// there are nodes and pairs.
+	// maxObservations bounds the observations and attempts that wait for such a
+	// disk, 20 MB at the most. Beyond it the oldest are given up: they are history.
+	// Other records are as many as there are nodes and pairs.
 	maxObservations = 4096
 )
 
@@ -208,6 +208,26 @@ func (r *recorder) pair(v PairView) {
 			}
 		}
 		return r.store.PutPair(rec)
+	})
+}
+
+// events has the events stored that are not yet.
+func (r *recorder) events(l *eventLog) {
+	r.put("events", func() error { return l.write(r.store) })
+}
+
+func (r *recorder) hour(h store.Hour) {
+	r.put("hour "+h.Start.Format(time.RFC3339), func() error { return r.store.PutHour(h) })
+}
+
+// attempt stores an attempt, which is history, too.
+func (r *recorder) attempt(v AttemptView) {
+	r.putObservation("attempt "+string(v.ID), func() error {
+		b, err := json.Marshal(v)
+		if err != nil {
+			return err
+		}
+		return r.store.AddAttempt(store.Attempt{ID: string(v.ID), Pair: string(v.Pair), At: v.At, Record: b})
 	})
 }
 

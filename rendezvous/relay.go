@@ -86,7 +86,8 @@ func (c *coordinator) berthsIn(cluster string, names []wire.NodeName) map[wire.N
 			subnets[name] = c.nodes[name].endpoint.Subnets
 		}
 	}
-	if i := slices.IndexFunc(names, c.isConnector); i >= 0 {
+	serves := func(name wire.NodeName) bool { return c.isConnector(name) && !c.barred[name] }
+	if i := slices.IndexFunc(names, serves); i >= 0 {
 		return berthsAt(names[i], subnets, c.relaying.ranges)
 	}
 	berths := map[wire.NodeName]berth{}

@@ -75,7 +75,7 @@ func (c *coordinator) confirmed(p *pair, i int, r *wire.Report, current bool) {
 		p.attempt.elapsed = max(p.attempt.elapsed, elapsed)
 		if p.attempt.direct[0] && p.attempt.direct[1] {
 			elapsed, p.succeeded = p.attempt.elapsed, p.attempt.id
-			c.end(p)
+			c.end(p, AttemptDirect, "")
 		}
 	}
 	if !moved && p.attempt == nil && p.sides[0].stands() && p.sides[1].stands() {

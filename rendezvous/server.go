@@ -24,7 +24,6 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
-	"slices"
 	"sync"
 	"time"
 
@@ -32,6 +31,8 @@ import (
 
 	"github.com/bodkin-net/bodkin/internal/unixsock"
 	"github.com/bodkin-net/bodkin/punch/nat"
+	"github.com/bodkin-net/bodkin/rendezvous/access"
+	"github.com/bodkin-net/bodkin/rendezvous/enrol"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 	"github.com/bodkin-net/bodkin/store"
 )
@@ -58,9 +59,25 @@ type Server struct {
 	hub      *hub
 	recorder *recorder
 	certs    *certificates
+	// authority says who is a node; joins bounds how often one source may try
+	// join tokens that are none.
+	authority *enrol.Authority
+	joins     access.Limiter
+
+	// Version is the program's, as overviews show it. It is set before Run.
+	Version string
+	since   time.Time
+	gate    *access.Gate // of the status listener
+	limiter access.Limiter
+	events  *eventLog // the hub's
+	streams *streamer
 
 	agents, status, admin net.Listener
-	token                 string
+	statusURL             string
+	handlers              map[net.Listener]http.Handler
+
+	// running is cfg with what was taken on since. It belongs to the hub's goroutine.
+	running Config
 
 	// applied are the communities of the store, files those of
 	// communitiesDir; both belong to the hub's goroutine. loaded is what New
@@ -81,21 +98,25 @@ func New(cfg Config, log *slog.Logger) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: log, certs: certs}
+	s := &Server{cfg: cfg, running: cfg, log: log, certs: certs}
 	defer func() {
 		if err != nil {
 			s.Close()
 		}
 	}()
-	if s.token, err = cfg.statusToken(); err != nil {
+	if s.store, err = store.Open(cfg.Store, store.Options{}); err != nil {
 		return nil, err
 	}
-	if s.store, err = store.Open(cfg.Store, store.Options{}); err != nil {
+	if s.authority, err = newAuthority(cfg, s.store, log); err != nil {
 		return nil, err
 	}
 	s.recorder = newRecorder(s.store, log)
 	s.hub = newHub(log, newCoordinator(mathrand.New(newSeed())), s.recorder, newMetrics(), s.store.ID())
+	if err = s.remember(); err != nil {
+		return nil, err
+	}
 	s.hub.mayConnect = cfg.mayConnect
+	s.hub.admit, s.hub.revocations = s.authority.Admit, s.authority.CRL
 	if s.hub.coordinator.relaying, err = cfg.Relay.parse(); err != nil {
 		return nil, err
 	}
@@ -110,6 +131,12 @@ func New(cfg Config, log *slog.Logger) (_ *Server, err error) {
 	}
 	if err = s.listen(); err != nil {
 		return nil, err
+	}
+	s.collect()
+	s.handlers = map[net.Listener]http.Handler{
+		s.agents: s.agentHandler(),
+		s.status: s.statusHandler(),
+		s.admin:  s.adminHandler(),
 	}
 	return s, nil
 }
@@ -132,6 +159,11 @@ func (s *Server) listen() error {
 	if s.status, err = net.Listen("tcp", s.cfg.Status); err != nil {
 		return fmt.Errorf("status: %w", err)
 	}
+	scheme := "http"
+	if config := s.statusTLS(); config != nil {
+		s.status, scheme = tls.NewListener(s.status, config), "https"
+	}
+	s.statusURL = scheme + "://" + s.status.Addr().String() + "/"
 	if s.admin, err = unixsock.Listen(s.cfg.AdminSocket); err != nil {
 		return fmt.Errorf("adminSocket: %w", err)
 	}
@@ -143,9 +175,11 @@ func (s *Server) listen() error {
 	if s.stun, err = ListenSTUN(stun); err != nil {
 		return fmt.Errorf("stun: %w", err)
 	}
-	if s.hub.stunAddrs, err = s.cfg.publicAddrs(); err != nil {
+	addrs, err := s.cfg.publicAddrs()
+	if err != nil {
 		return err
 	}
+	s.hub.setSTUNAddrs(addrs)
 	for _, a := range s.stun.Addrs() {
 		s.hub.stunPorts = append(s.hub.stunPorts, a.Port())
 	}
@@ -192,6 +226,9 @@ func (s *Server) restore() error {
 			Attempts: p.Attempts, TimeToDirect: p.TimeToDirect, LastDirect: p.LastDirect,
 		})
 	}
+	if err := s.restoreAdmissions(); err != nil {
+		return err
+	}
 	s.hub.coordinator.Restore(time.Now(), views, s.communities(), outcomes)
 	return nil
 }
@@ -228,14 +265,9 @@ func (s *Server) Run(ctx context.Context) error {
 	rec.Go(func() { s.recorder.run(recCtx) })
 	hub.Go(func() { s.hub.run(hubCtx) })
 
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/agent", s.serveAgent)
-	servers := map[net.Listener]http.Handler{
-		s.agents: mux,
-		s.status: s.statusHandler(),
-		s.admin:  s.adminHandler(),
-	}
-	for l, h := range servers {
+	// A stream does not end by itself, and a server waits for what it serves.
+	defer context.AfterFunc(ctx, s.events.close)()
+	for l, h := range s.handlers {
 		services.Go(func() {
 			if err := serveHTTP(ctx, l, h, s.log); err != nil {
 				cancel(fmt.Errorf("%s: %w", l.Addr(), err))
@@ -243,6 +275,7 @@ func (s *Server) Run(ctx context.Context) error {
 		})
 	}
 	services.Go(func() { s.certs.run(ctx) })
+	services.Go(func() { s.maintain(ctx) })
 	services.Go(func() {
 		if err := s.stun.Serve(ctx); err != nil && ctx.Err() == nil {
 			cancel(fmt.Errorf("stun: %w", err))
@@ -257,7 +290,7 @@ func (s *Server) Run(ctx context.Context) error {
 		})
 	}
 	s.log.Info("rendezvous running", "listen", s.agents.Addr().String(), "stun", s.hub.stunPorts,
-		"status", "http://"+s.status.Addr().String()+"/", "store", s.cfg.Store)
+		"status", s.statusURL, "store", s.cfg.Store)
 	<-ctx.Done()
 	services.Wait()
 	s.sessions.Wait()
@@ -301,13 +334,17 @@ func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, log *slog.Lo
 func (s *Server) serveAgent(w http.ResponseWriter, r *http.Request) {
 	s.sessions.Add(1) // before Upgrade: from there on the HTTP server no longer waits for us
 	defer s.sessions.Done()
-	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
-		http.Error(w, "a client certificate is required", http.StatusUnauthorized)
+	present, ok := s.presented(w, r)
+	if !ok {
 		return
 	}
-	name, identity, fingerprint, err := identify(r.TLS.PeerCertificates[0])
+	identity, err := wire.IdentityOf(present.Certificate)
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusForbidden)
+		answerError(w, http.StatusForbidden, err)
+		return
+	}
+	if _, err := s.authority.Admit(time.Now(), present); err != nil {
+		s.turnAway(w, r, present, err)
 		return
 	}
 	// Agents are no browsers: an Origin is neither sent nor needed.
@@ -317,8 +354,8 @@ func (s *Server) serveAgent(w http.ResponseWriter, r *http.Request) {
 		return // Upgrade has answered
 	}
 	s.hub.metrics.sessions.Inc()
-	sess := newSession(conn, name, s.log.With("node", name), time.Now())
-	sess.identity, sess.fingerprint = identity, fingerprint
+	sess := newSession(conn, present.Name, s.log.With("node", present.Name), time.Now())
+	sess.presented, sess.identity, sess.fingerprint = present, identity, fingerprintOf(present.Certificate)
 	sess.serve(s.ctx, s.hub)
 }
 
@@ -329,25 +366,6 @@ func fingerprintOf(cert *x509.Certificate) string {
 
 // observe is called by the STUN service for each authenticated request.
 func (s *Server) observe(o Observation) { s.hub.observed(o) }
-
-// snapshot is everything of one moment.
-func (s *Server) snapshot(ctx context.Context) (Snapshot, error) {
-	var snap Snapshot
-	err := s.hub.call(ctx, func(now time.Time) []action {
-		snap = Snapshot{At: now, Pairs: s.hub.coordinator.Views(), Communities: slices.Clone(s.hub.coordinator.communities)}
-		for _, d := range s.hub.details {
-			snap.Nodes = append(snap.Nodes, *d)
-		}
-		return nil
-	})
-	slices.SortFunc(snap.Nodes, func(a, b NodeView) int {
-		if a.Name < b.Name {
-			return -1
-		}
-		return 1
-	})
-	return snap, err
-}
 
 func (s *Server) observations(node string) ([]store.Observation, error) {
 	return s.store.Observations(node)

@@ -225,15 +225,15 @@ func TestBadFrames(t *testing.T) {
 
 func TestWhoMayConnect(t *testing.T) {
 	r := newSite(t).start()
-	stranger := newAuthority(t)
+	stranger := newTestCA(t)
 	tests := []struct {
 		name  string
 		certs []tls.Certificate
 		want  string
 	}{
-		{"without a certificate", nil, "certificate required"},
+		{"without a certificate", nil, `401 Unauthorized: {"error":"a client certificate is required"}`},
 		{"of another CA", []tls.Certificate{stranger.issue(string(edge1))}, "certificate"},
-		{"of no node", []tls.Certificate{r.ca.issue("Jane Doe")}, `403 Forbidden: certificate (SAN DNS, else CN): invalid message: node name "Jane Doe"`},
+		{"of no node", []tls.Certificate{r.ca.issue("Jane Doe")}, `403 Forbidden: {"error":"certificate (SAN DNS, else CN): invalid message: node name \"Jane Doe\"`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

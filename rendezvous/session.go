@@ -16,6 +16,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"github.com/bodkin-net/bodkin/rendezvous/enrol"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
@@ -53,11 +54,16 @@ type session struct {
 	node wire.NodeName
 	// username and password are the session's STUN credential.
 	username, password string
+	presented          enrol.Presented
 	identity           string
 	fingerprint        string
-	since              time.Time
-	conn               *websocket.Conn
-	log                *slog.Logger
+	// answers: the agent takes Ask and Revocations. It belongs to the hub's goroutine.
+	answers bool
+	// questions wait for an answer.
+	questions questions
+	since     time.Time
+	conn      *websocket.Conn
+	log       *slog.Logger
 
 	// observations are the STUN requests seen before the hello, observed tells
 	// that one was taken in; both belong to the hub's goroutine.

@@ -70,6 +70,9 @@ func checkKeys(n *yaml.Node, t reflect.Type, prefix string) error {
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
 		field, ok := fieldOf(t, key.Value)
+		if instead := retired(t)[key.Value]; !ok && instead != "" {
+			return fmt.Errorf("line %d: %s: is no key any more: %s", key.Line, prefix+key.Value, instead)
+		}
 		if !ok {
 			return fmt.Errorf("line %d: %s: unknown key: want one of %s", key.Line, prefix+key.Value, strings.Join(keys(t), ", "))
 		}
@@ -82,6 +85,15 @@ func checkKeys(n *yaml.Node, t reflect.Type, prefix string) error {
 		if value.Decode(reflect.New(field).Interface()) != nil {
 			return fmt.Errorf("line %d: %s: want %s", value.Line, prefix+key.Value, inWords(field))
 		}
+	}
+	return nil
+}
+
+// retired are the keys that a struct had in former versions, if it says so by a
+// method Retired, with what to do instead of giving them.
+func retired(t reflect.Type) map[string]string {
+	if r, ok := reflect.Zero(t).Interface().(interface{ Retired() map[string]string }); ok {
+		return r.Retired()
 	}
 	return nil
 }

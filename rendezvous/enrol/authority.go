@@ -98,7 +98,6 @@ func (a *Authority) change(now time.Time, by By, action, object string, f func(*
 	entry := store.Audit{At: now, Who: by.Who, From: by.From, Action: action, Object: object}
 	var c change
 	err := a.store.Change(&entry, func(tx *store.Tx) error {
-		c = change{}
 		if err := f(tx, &c); err != nil {
 			return err
 		}
@@ -127,8 +126,7 @@ type change struct {
 // plain is a refusal without the store's words around it, which name a file that
 // is none of the asker's business; other errors stay as they are.
 func plain(err error) error {
-	var r *refusal
-	if errors.As(err, &r) {
+	if r, ok := errors.AsType[*refusal](err); ok {
 		return r
 	}
 	return err // nil, too

@@ -80,7 +80,7 @@ func (a *Authority) CreateToken(now time.Time, by By, s TokenSpec) (wire.JoinTok
 		Created: now.UTC(), Expires: now.Add(cmp.Or(s.TTL, DefaultTTL)).UTC(), By: by.Who,
 	}
 	err := a.change(now, by, "create token", record.ID, func(tx *store.Tx, c *change) error {
-		c.detail = fmt.Sprintf("for %s, until %s, %d uses", cmp.Or(s.Name, "any name"), day(record.Expires), record.MaxUses)
+		c.detail = fmt.Sprintf("for %s, until %s, uses: %d", cmp.Or(s.Name, "any name"), day(record.Expires), record.MaxUses)
 		return tx.PutToken(record)
 	})
 	return token, record, err

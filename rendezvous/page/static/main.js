@@ -4,7 +4,7 @@ import { get, now, Refused } from "./api.js";
 import { h, show } from "./dom.js";
 import { follow } from "./live.js";
 import * as overview from "./overview.js";
-import { span, utc } from "./words.js";
+import { known, span, utc } from "./words.js";
 
 // Views by the first parts of the hash; most are loaded when they are opened.
 const views = [
@@ -22,7 +22,7 @@ const views = [
 // at most once in `pause`. `tick` is how often ages are said anew, `refreshed` how
 // often everything is fetched without an event; `flicker` is how long events are
 // gathered before they are drawn.
-const pause = 1000;
+const pause = 500;
 const flicker = 100;
 const tick = 5000;
 const refreshed = 30000;
@@ -131,7 +131,8 @@ async function refreshOverview() {
   shared.overview = o;
   const problems = [o.problem && ["Not ready: ", o.problem], o.trouble && ["", o.trouble]].filter(Boolean);
   show($("problems"), problems.map(([lead, text]) => h("p", { class: "banner" }, h("strong", {}, lead), text)));
-  $("version").textContent = `Version ${o.version}, running for ${span(now() - Date.parse(o.since))}.`;
+  const since = known(o.since);
+  $("version").textContent = [o.version && `Version ${o.version}`, since !== null && `running for ${span(now() - since)}`].filter(Boolean).join(", ");
   if (view?.refreshes) view.draw();
 }
 

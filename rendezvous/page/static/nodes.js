@@ -14,8 +14,8 @@ const columns = [
   { name: "Since", by: (n) => -(known(n.since) ?? 0), cell: (n) => time(n.since) },
   { name: "NAT behaviour", class: "nat", by: (n) => natWords(n.nat).gloss, cell: natCell },
   { name: "Observed at", class: "addr", by: (n) => n.observed ?? "", cell: (n) => [n.observed, n.observed6].filter(Boolean).map((a) => h("span", { class: "line" }, endpoint(a))) },
-  { name: "Addresses seen", class: "num", by: (n) => -(n.history?.length ?? 0), cell: (n) => (n.history?.length ? String(n.history.length) : null) },
-  { name: "Idle, each peer and day", class: "num", by: (n) => -perPeer(n.usage), cell: (n) => n.usage && h("span", { title: counted(n.usage) }, bytes(perPeer(n.usage))) },
+  { name: "Addresses", says: "Addresses it was observed at, as far back as is kept", class: "num", by: (n) => -(n.history?.length ?? 0), cell: (n) => (n.history?.length ? String(n.history.length) : null) },
+  { name: "Idle a day", says: "Bytes that each peer costs a day while nothing flows", class: "num", by: (n) => -perPeer(n.usage), cell: (n) => n.usage && h("span", { title: counted(n.usage) }, bytes(perPeer(n.usage))) },
   { name: "Agent", by: (n) => n.agentVersion, cell: (n) => [n.agentVersion, refused(n).map((text) => h("span", { class: "line problem" }, text))] },
 ];
 
@@ -52,7 +52,7 @@ export function open(root, { query }) {
       table({
         label: "Nodes", columns, rows, key: (n) => n.name, empty: nodes.length ? "No node matches." : "No node has joined yet.",
         head: (column) => h("th", { scope: "col", class: column.class, "aria-sort": column.name === by ? (down ? "descending" : "ascending") : null },
-          h("button", { type: "button", "data-column": column.name }, column.name)),
+          h("button", { type: "button", "data-column": column.name, title: column.says }, column.name)),
       }));
   }
 

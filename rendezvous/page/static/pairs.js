@@ -1,5 +1,6 @@
 // Pairs, those that are not direct first.
 import { get } from "./api.js";
+import { Cells } from "./cells.js";
 import { choice, search } from "./controls.js";
 import { h, show, table } from "./dom.js";
 import { pairColumns } from "./parts.js";
@@ -9,6 +10,8 @@ export const title = "Pairs";
 
 // shownAtOnce bounds the list: a community of 300 nodes has 44,850 pairs.
 const shownAtOnce = 200;
+// mostQuestions bounds what one list asks of the API.
+const mostQuestions = 40;
 // What is typed is asked for when the reader pauses for this long, in milliseconds.
 const typed = 250;
 
@@ -22,7 +25,7 @@ export function open(root, { query, shared }) {
   };
   const state = choice(query, "State", "state", [["", "all, not direct first"], ["down", "down"], ["relayed", "relayed"], ["punching", "being punched"], ["direct", "direct"]], ask);
   const node = search(query, "Node", "node", ask);
-  const why = search(query, "Reason", "reason", () => { reason = ""; ask(); });
+  const why = search(query, "Reason", "reason", () => { reason = ""; ask(); }); // typed, it is a part
   const body = h("div");
   root.append(h("h1", { tabindex: "-1" }, "Pairs"), h("div", { class: "controls" }, state.element, node.element, why.element), body);
 
@@ -35,37 +38,48 @@ export function open(root, { query, shared }) {
       table({ label: "Pairs", columns: pairColumns(), rows: pairs, key: (p) => p.id, empty: total === 0 ? "No pairs yet: apply a community that two nodes are members of." : "No pair matches." }));
   }
 
-  // one list of the API, one more than shown to know whether there are more.
-  const list = async (asked) => (await get("pairs", { ...asked, limit: shownAtOnce + 1 })).pairs;
-
   const view = {
     draw,
     async load() {
-      const asked = {};
       const name = node.value(), words = why.value();
-      if (await isNode(name)) asked.node = name;
-      if (reason) asked.reason = reason; // as a link from the overview says it, whole
       const states = state.value() === "" ? order : [state.value()];
-      let found = [];
-      for (const wanted of states) {
-        if (found.length > shownAtOnce) break;
-        found = found.concat(await list({ ...asked, state: wanted }));
+      const asked = name ? await ofNodes(name, states) : ofReasons(words, states);
+      const found = new Map();
+      let questions = 0;
+      for (const query of asked) {
+        if (found.size > shownAtOnce || questions === mostQuestions) break;
+        questions++;
+        for (const p of (await get("pairs", query)).pairs) {
+          if ((p.reason ?? "").toLowerCase().includes(words)) found.set(p.id, p);
+        }
       }
-      found = found.filter((p) => p.id.toLowerCase().includes(name) && (p.reason ?? "").toLowerCase().includes(words));
-      more = found.length > shownAtOnce;
-      pairs = found.slice(0, shownAtOnce);
+      more = found.size > shownAtOnce || questions < asked.length;
+      pairs = [...found.values()].slice(0, shownAtOnce);
       draw();
     },
     wants: (e) => e.kind === "pair" || e.kind === "attempt" || e.kind === "community",
     close: () => clearTimeout(timer),
   };
 
-  let names = null;
-  // isNode reports whether a node has this very name, so that the API can look.
-  async function isNode(name) {
-    if (!name) return false;
-    names ??= new Set((await get("matrix")).nodes);
-    return names.has(name);
+  // ofReasons are the questions to the API for pairs of some reasons: the one that a
+  // link says in full, or those of the overview that hold what was typed. One pair
+  // more than shown is asked for, to know whether there are more.
+  function ofReasons(words, states) {
+    const limit = shownAtOnce + 1;
+    const all = shared.overview?.reasons ?? [];
+    return states.flatMap((wanted) => {
+      if (reason) return [{ state: wanted, reason, limit }];
+      if (!words) return [{ state: wanted, limit }];
+      const matching = all.filter((r) => (r.state === wanted || wanted === "punching") && r.reason.toLowerCase().includes(words));
+      return matching.map((r) => ({ state: wanted, reason: r.reason, limit }));
+    });
+  }
+
+  // ofNodes are those for pairs of nodes whose names hold what was typed: the matrix
+  // tells which of them have any.
+  async function ofNodes(name, states) {
+    const cells = new Cells(await get("matrix"));
+    return states.flatMap((wanted) => cells.view(name, wanted).rows.map((i) => ({ state: wanted, node: cells.nodes[i] })));
   }
   return view;
 }

@@ -21,7 +21,7 @@ export function moments(side) {
   const at = side.offsetMs ?? 0;
   const list = [{ ms: at, words: "order received", kind: "order" }];
   for (const step of side.steps ?? []) {
-    list.push({ ms: at + step.atMs, words: stepWords(step), kind: step.kind, remote: endpoint(step.remote), text: step.text ?? "" });
+    list.push({ ms: at + step.atMs, words: stepWords(step), count: step.count > 1 ? `(${step.count})` : "", kind: step.kind, remote: endpoint(step.remote), text: step.text ?? "" });
   }
   const ended = side.outcome && !(side.steps ?? []).some((step) => step.kind === "bytes" || step.kind === "failed");
   if (ended) list.push({ ms: at + (side.elapsedMs ?? 0), words: side.outcome, kind: side.outcome === "direct" ? "bytes" : side.outcome, text: side.reason ?? "" });
@@ -85,13 +85,13 @@ function lifeline(side, name, marks, { x, to, room, y, end, small }) {
     side && s("line", { class: "life", x1: x, x2: x, y1: from, y2: end }),
     waits && s("line", { class: "wait", x1: x, x2: x, y1: from, y2: y((side.offsetMs ?? 0) + side.startAfterMs) }),
     marks.map((mark) => {
-      const more = [small && millis(mark.ms), mark.remote, mark.text].filter(Boolean).join(" ");
+      const more = [small && `${millis(mark.ms)} ${mark.count ?? ""}`.trim(), mark.remote, mark.text].filter(Boolean).join(" ");
       const at = Math.round(mark.at);
       return s("g", {},
-        s("title", {}, `${name}, ${millis(mark.ms)}: ${mark.words} ${mark.remote ?? ""} ${mark.text ?? ""}`),
+        s("title", {}, `${name}, ${millis(mark.ms)}: ${mark.words} ${mark.count ?? ""} ${mark.remote ?? ""} ${mark.text ?? ""}`),
         s("path", { class: "lead", d: `M${x + to * 5} ${mark.dot}L${x + to * 12} ${at}H${x + to * 16}` }),
         shape(mark.kind, x, mark.dot),
-        s("text", { class: "label", x: x + to * 20, y: at + 4, "text-anchor": anchor }, small ? fit(mark.words, room, 6.8) : mark.words, !small && [" ", s("tspan", { class: "at" }, millis(mark.ms))]),
+        s("text", { class: "label", x: x + to * 20, y: at + 4, "text-anchor": anchor }, mark.words, !small && [mark.count && ` ${mark.count}`, " ", s("tspan", { class: "at" }, millis(mark.ms))]),
         more && s("text", { class: "more", x: x + to * 20, y: at + 17, "text-anchor": anchor }, fit(more, room, 6.4)));
     }));
 }
@@ -123,7 +123,7 @@ export function stepTable(attempt, names) {
   rows.sort((a, b) => a.ms - b.ms);
   return h("table", { class: "plain" },
     h("thead", {}, h("tr", {}, ["Time", "Node", "Step", "Address", "More"].map((name) => h("th", { scope: "col" }, name)))),
-    h("tbody", {}, rows.map((row) => h("tr", {}, h("td", { class: "num" }, millis(row.ms)), h("th", { scope: "row" }, row.name), h("td", {}, row.words), h("td", { class: "addr" }, row.remote ?? ""), h("td", {}, row.text ?? "")))));
+    h("tbody", {}, rows.map((row) => h("tr", {}, h("td", { class: "num" }, millis(row.ms)), h("th", { scope: "row" }, row.name), h("td", {}, row.words, row.count && ` ${row.count}`), h("td", { class: "addr" }, row.remote ?? ""), h("td", {}, row.text ?? "")))));
 }
 
 // candidateTable says what each side was given to try.

@@ -62,10 +62,7 @@ const steps = {
 };
 
 // stepWords says what a side did or saw at a step of an attempt.
-export function stepWords(step) {
-  const word = steps[step.kind] ?? step.kind;
-  return step.count > 1 ? `${word} (${step.count})` : word;
-}
+export const stepWords = (step) => steps[step.kind] ?? step.kind;
 
 // endpoint writes an address as strongSwan does, addr[port]; "" if there is none.
 export function endpoint(text) {
