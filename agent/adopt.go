@@ -64,6 +64,8 @@ func (d *Daemon) adopt(ctx context.Context, now time.Time) {
 			d.log.Error("credentials not loaded into charon", "err", err)
 		}
 	}
+	d.revocations.loaded = false
+	d.loadRevocations(ctx)
 	sas, err := d.vici.SAs(ctx, "")
 	if err != nil {
 		d.log.Error("SAs not listed", "err", err)

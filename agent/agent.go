@@ -56,11 +56,17 @@ type Daemon struct {
 	owned   *owned
 	vici    *charon.Client
 	api     net.Listener
+	// metricsListener is nil unless configured.
+	metricsListener net.Listener
 
 	// What follows belongs to the goroutine of Run.
 	port *punch.Port
 	// renewal follows the certificate, key and CA.
 	renewal *renewal
+	// reissue asks for a new certificate before the present one ends.
+	reissue *reissue
+	// revocations is what the CA has revoked.
+	revocations *revocations
 	// stateRetry is when the file of our connections is written again; zero
 	// while it is as it should be.
 	stateRetry time.Time
@@ -119,8 +125,14 @@ type Daemon struct {
 	roamEvents chan roamEvent
 	runEvents  chan runEvent
 	netEvents  chan networkSeen
-	queries    chan chan<- Status
-	stopNet    func()
+	counts     counts
+	// answers are the questions of the rendezvous that are worked on; answering
+	// bounds how many.
+	answers   sync.WaitGroup
+	answering chan struct{}
+	// queries are what others want the daemon's goroutine to do for them.
+	queries chan func()
+	stopNet func()
 }
 
 // New reads what the configuration names and opens the status socket, so that
@@ -151,14 +163,23 @@ func New(cfg Config, version string, log *slog.Logger) (*Daemon, error) {
 		roamEvents:  make(chan roamEvent),
 		runEvents:   make(chan runEvent),
 		netEvents:   make(chan networkSeen),
-		queries:     make(chan chan<- Status),
+		queries:     make(chan func()),
 		stopNet:     func() {},
 		renewal:     newRenewal(o.names()),
+		reissue:     newReissue(),
+		answering:   make(chan struct{}, answersAtOnce),
+	}
+	if d.revocations, err = newRevocations(cfg.StateDir, id.credentials()); err != nil {
+		log.Warn("no list of revoked certificates until the rendezvous sends one", "err", err)
 	}
 	d.filter = newForwardFilter(log)
 	d.signalling = newLink(cfg, id, log, d.linkEvents)
 	if d.api, err = listenAPI(cfg.Socket); err != nil {
 		return nil, fmt.Errorf("%w: socket: %w", ErrConfig, err)
+	}
+	if d.metricsListener, err = listenMetrics(cfg.Metrics); err != nil {
+		d.api.Close()
+		return nil, fmt.Errorf("%w: metrics: %w", ErrConfig, err)
 	}
 	return d, nil
 }
@@ -171,8 +192,13 @@ func (d *Daemon) Run(ctx context.Context) error {
 	defer cancel()
 	var services sync.WaitGroup
 	defer services.Wait()
+	defer d.answers.Wait()
+	defer d.reissue.running.Wait()
 	defer cancel()
 	services.Go(func() { d.serveAPI(ctx) })
+	if d.metricsListener != nil {
+		services.Go(func() { d.serveMetricsTCP(ctx) })
+	}
 
 	if err := d.openPort(ctx); err != nil {
 		if ctx.Err() != nil {
@@ -190,7 +216,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	services.Go(func() { d.predictor.run(ctx) })
 	d.watches = d.newWatches()
 	d.portMapping = d.watchPortMapping(ctx)
-	defer d.portMapping.stop()
+	defer func() { d.portMapping.stop() }() // the one that is kept then
 
 	// charon's client outlives ctx: a teardown still needs it.
 	viciCtx, stopVICI := context.WithCancel(context.WithoutCancel(ctx))
@@ -236,7 +262,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		case m := <-d.portMapping.found:
 			d.mappingEvent(m)
 		case q := <-d.queries:
-			q <- d.status()
+			q()
 		case now := <-ticker.C:
 			d.startDue(ctx, now)
 			d.sweep(ctx)
@@ -247,7 +273,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 				d.looked = now
 				d.roamed(ctx, now, roamEvent{})
 			}
+			d.followReissue(ctx, now)
 			d.followCredentials(ctx, now)
+			d.loadRevocations(ctx)
 			d.keepState(now)
 		}
 	}
@@ -283,6 +311,9 @@ func (d *Daemon) perform(ctx context.Context, t *tunnel, effects []effect) {
 			}
 		case tell:
 			d.send(e.report)
+			if t.order != nil {
+				d.counts.told(e.report, t.order.Strategy)
+			}
 			d.log.Info("tunnel", "peer", t.name(), "outcome", e.report.Outcome, "path", e.report.Path.Kind,
 				"remote", e.report.Path.Remote, "reason", e.report.Reason, "elapsed_ms", e.report.ElapsedMs)
 		}
@@ -300,6 +331,7 @@ func (d *Daemon) followRelay(ctx context.Context) {
 	if up := d.relay() != ""; d.relayUp.Swap(up) != up && up {
 		d.leaveDead(ctx)
 	}
+	d.logStates()
 }
 
 // relay is the connector whose tunnel relays for this node, if there is one.

@@ -1,8 +1,11 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -56,10 +59,17 @@ type PortMappingStatus struct {
 	Outside  netip.AddrPort `json:"outside"`
 }
 
+// States of a tunnel.
+const (
+	stateDirect  = "direct"
+	stateRelayed = "relayed" // through the connector
+	stateDown    = "down"
+)
+
 // TunnelStatus is one peer's tunnel.
 type TunnelStatus struct {
 	Peer      wire.NodeName `json:"peer"`
-	State     string        `json:"state"` // direct, relayed or down
+	State     string        `json:"state"` // stateDirect or one of the others
 	Plan      wire.Plan     `json:"plan"`
 	Path      wire.Path     `json:"path,omitzero"`
 	Monitored bool          `json:"monitored"`
@@ -87,6 +97,7 @@ func (d *Daemon) status() Status {
 		Mapped:     d.net.mapped(), Listed: d.listed, Tunnels: []TunnelStatus{},
 	}
 	s.Certificate = d.renewal.status(d.id.credentials(), now)
+	s.Certificate.Problem = d.reissue.explain(s.Certificate.Problem)
 	if err := d.owned.problem(); err != nil {
 		s.StateProblem = err.Error()
 	}
@@ -129,43 +140,105 @@ func onClock(now, t time.Time) time.Time {
 // reached through relay, too.
 func (t *tunnel) status(relay wire.NodeName) TunnelStatus {
 	s := TunnelStatus{
-		Peer: t.name(), State: "down", Plan: t.peer.Plan, Path: t.path, Monitored: t.monitored,
+		Peer: t.name(), State: stateDown, Plan: t.peer.Plan, Path: t.path, Monitored: t.monitored,
 		Reason: t.reason, Since: t.since, TimeToDirectMs: t.timeToDirect.Milliseconds(),
 		Communities: t.peer.Communities, Relays: t.relay,
 	}
 	switch {
 	case t.standing:
-		s.State, s.Reason = "direct", t.note
+		s.State, s.Reason = stateDirect, t.note
 	case t.peer.Plan == wire.PlanICE && relay != "":
-		s.State, s.Relay = "relayed", relay
+		s.State, s.Relay = stateRelayed, relay
 	}
 	return s
 }
 
+// apiTimeout bounds what a request waits for the daemon or for charon.
 const apiTimeout = 5 * time.Second
+
+// errBusy: the daemon did not come to answer.
+var errBusy = statusError{http.StatusServiceUnavailable, errors.New("the agent is busy")}
+
+// inDaemon has the daemon's goroutine do something and waits until it is done.
+func (d *Daemon) inDaemon(ctx context.Context, do func()) error {
+	done := make(chan struct{})
+	select {
+	case d.queries <- func() { do(); close(done) }:
+		<-done
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(apiTimeout):
+		return errBusy
+	}
+}
+
+// apiHandler answers on the unix socket. What charon is asked for is asked from
+// the request's own goroutine, so that a charon that is slow holds up nobody.
+func (d *Daemon) apiHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
+		var s Status
+		err := d.inDaemon(r.Context(), func() { s = d.status() })
+		d.reply(w, s, err)
+	})
+	mux.HandleFunc("GET /v1/sas", func(w http.ResponseWriter, r *http.Request) {
+		sas, err := d.listSAs(r.Context())
+		d.reply(w, sas, err)
+	})
+	mux.HandleFunc("POST /v1/ping", func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		timeout, err := time.ParseDuration(cmp.Or(q.Get("timeout"), "2s"))
+		if err != nil || timeout <= 0 || timeout > PingTimeoutMax {
+			d.reply(w, nil, statusf(http.StatusUnprocessableEntity, "timeout %q: want some time up to %s", q.Get("timeout"), PingTimeoutMax))
+			return
+		}
+		answer, err := d.ping(r.Context(), wire.NodeName(q.Get("peer")), timeout)
+		d.reply(w, answer, err)
+	})
+	mux.HandleFunc("GET /metrics", d.serveMetrics)
+	return mux
+}
+
+// listSAs are charon's SAs, all of them.
+func (d *Daemon) listSAs(ctx context.Context) ([]SA, error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	list, err := d.vici.SAs(ctx, "")
+	if err != nil {
+		return nil, statusError{http.StatusServiceUnavailable, fmt.Errorf("charon: %w", err)}
+	}
+	return sasOf(list), nil
+}
+
+// reply answers with v, or with err if there is one.
+func (d *Daemon) reply(w http.ResponseWriter, v any, err error) {
+	status := http.StatusOK
+	if err != nil {
+		status = http.StatusInternalServerError
+		if s, ok := errors.AsType[statusError](err); ok {
+			status = s.status
+		}
+		v = map[string]string{"error": err.Error()}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	if err := json.NewEncoder(w).Encode(v); err != nil {
+		d.log.Debug("answer not sent", "err", err)
+	}
+}
 
 // serveAPI answers on the unix socket until ctx is done. Who may connect is the
 // socket's file permission.
-func (d *Daemon) serveAPI(ctx context.Context) {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
-		q := make(chan Status, 1)
-		select {
-		case d.queries <- q:
-			w.Header().Set("Content-Type", "application/json")
-			if err := json.NewEncoder(w).Encode(<-q); err != nil {
-				d.log.Debug("status not sent", "err", err)
-			}
-		case <-r.Context().Done():
-		case <-time.After(apiTimeout):
-			http.Error(w, "the agent is busy", http.StatusServiceUnavailable)
-		}
-	})
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: apiTimeout, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug)}
+func (d *Daemon) serveAPI(ctx context.Context) { d.serve(ctx, d.api, d.apiHandler()) }
+
+func (d *Daemon) serve(ctx context.Context, l net.Listener, h http.Handler) {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: apiTimeout, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context { return ctx }}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
-	if err := srv.Serve(d.api); err != nil && ctx.Err() == nil {
-		d.log.Error("status socket", "err", err)
+	if err := srv.Serve(l); err != nil && ctx.Err() == nil {
+		d.log.Error("listener ended", "address", l.Addr().String(), "err", err)
 	}
 }
 

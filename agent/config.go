@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"net/url"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/bodkin-net/bodkin/agent/charon"
+	"github.com/bodkin-net/bodkin/internal/certfile"
 	"github.com/bodkin-net/bodkin/internal/yamlfile"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
@@ -54,8 +56,14 @@ type Config struct {
 	Mark uint32 `yaml:"mark"`
 	// Socket is the unix socket of `bodkin status`.
 	Socket string `yaml:"socket"`
+	// Metrics is the TCP address that GET /metrics is served at, empty for the unix
+	// socket alone.
+	Metrics string `yaml:"metrics"`
 	// StateDir keeps the list of connections that are ours.
 	StateDir string `yaml:"stateDir"`
+	// Renew has the agent ask for a new certificate before the present one ends,
+	// where the rendezvous issues certificates.
+	Renew bool `yaml:"renew"`
 	// TeardownOnExit ends the tunnels when the agent stops.
 	TeardownOnExit bool `yaml:"teardownOnExit"`
 	// LogLevel is debug, info, warn or error.
@@ -122,18 +130,30 @@ func DefaultConfig() Config {
 		Probe:           ProbeConfig{Rate: probeRate, Ports: probePorts, Max: probeMax},
 		Socket:          "/run/bodkin/agent.sock",
 		StateDir:        "/var/lib/bodkin",
+		Renew:           true,
 		LogLevel:        "info",
 	}
 }
 
-// LoadConfig reads a configuration file over the defaults.
+// LoadConfig reads a configuration file over the defaults, and checks that an
+// agent can run with it.
 func LoadConfig(path string) (Config, error) {
-	cfg := DefaultConfig()
-	if err := yamlfile.Load(path, &cfg); err != nil {
-		return cfg, fmt.Errorf("%w: %w", ErrConfig, err)
+	cfg, err := ReadConfig(path)
+	if err != nil {
+		return cfg, err
 	}
 	if _, err := newIdentity(cfg); err != nil {
 		return cfg, fmt.Errorf("%w: %s: %w", ErrConfig, path, err)
+	}
+	return cfg, nil
+}
+
+// ReadConfig reads a configuration file over the defaults, without the files that
+// it names.
+func ReadConfig(path string) (Config, error) {
+	cfg := DefaultConfig()
+	if err := yamlfile.Load(path, &cfg); err != nil {
+		return cfg, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
 	return cfg, nil
 }
@@ -142,27 +162,22 @@ func LoadConfig(path string) (Config, error) {
 // goes.
 type identity struct {
 	endpoint wire.Endpoint
+	host     string // of the rendezvous, with its port
 	url      string // wss://host:port/v1/agent
 	// current changes when the certificate is renewed; the rest does not.
 	current atomic.Pointer[credentials]
 }
 
 func newIdentity(cfg Config) (*identity, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
 	id := &identity{}
 	var err error
-	if id.url, err = rendezvousURL(cfg.Rendezvous); err != nil {
+	if id.host, err = ParseRendezvous(cfg.Rendezvous); err != nil {
 		return nil, err
 	}
-	if cfg.IKEPort != charon.DefaultPort {
-		return nil, fmt.Errorf("ikePort: %d: charon has to be on UDP %d: a peer reached on another port would not expect the non-ESP marker (RFC 3948)",
-			cfg.IKEPort, charon.DefaultPort)
-	}
-	if err := cfg.validatePunch(); err != nil {
-		return nil, err
-	}
-	if m := cfg.DirectMark; m.Value == 0 || m.Value&^m.Mask != 0 {
-		return nil, fmt.Errorf("directMark: %#x/%#x: want a value other than 0 inside its mask", m.Value, m.Mask)
-	}
+	id.url = "wss://" + id.host + "/v1/agent"
 	now := time.Now()
 	creds, err := readCredentials(cfg, now)
 	if err != nil {
@@ -170,14 +185,32 @@ func newIdentity(cfg Config) (*identity, error) {
 	}
 	// A clock that is behind may be set any moment, as after the start of a
 	// machine without a battery for it; a certificate does not grow younger.
-	if validityOf(creds.leaf, now) == expired {
-		return nil, creds.validNow(cfg, now)
+	if certfile.ValidityOf(creds.leaf, now) == certfile.Expired {
+		return nil, fmt.Errorf("%w; a node that joined with a token joins again with another: bodkin join", creds.validNow(cfg, now))
 	}
 	if id.endpoint, err = cfg.Endpoint.resolve(creds.leaf); err != nil {
 		return nil, err
 	}
 	id.current.Store(creds)
 	return id, nil
+}
+
+// check is what can be said without the files that the configuration names.
+func (cfg Config) check() error {
+	if _, err := ParseRendezvous(cfg.Rendezvous); err != nil {
+		return err
+	}
+	if cfg.IKEPort != charon.DefaultPort {
+		return fmt.Errorf("ikePort: %d: charon has to be on UDP %d: a peer reached on another port would not expect the non-ESP marker (RFC 3948)",
+			cfg.IKEPort, charon.DefaultPort)
+	}
+	if m := cfg.DirectMark; m.Value == 0 || m.Value&^m.Mask != 0 {
+		return fmt.Errorf("directMark: %#x/%#x: want a value other than 0 inside its mask", m.Value, m.Mask)
+	}
+	if new(slog.Level).UnmarshalText([]byte(cfg.LogLevel)) != nil {
+		return fmt.Errorf("logLevel: %q: want debug, info, warn or error", cfg.LogLevel)
+	}
+	return cfg.validatePunch()
 }
 
 func (cfg Config) validatePunch() error {
@@ -197,7 +230,8 @@ func (cfg Config) validatePunch() error {
 	return nil
 }
 
-func rendezvousURL(s string) (string, error) {
+// ParseRendezvous is the host and port of a rendezvous' URL.
+func ParseRendezvous(s string) (host string, err error) {
 	u, err := url.Parse(s)
 	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "wss" {
 		return "", fmt.Errorf("rendezvous: %q is no URL: want https://host:7443", s)
@@ -205,7 +239,7 @@ func rendezvousURL(s string) (string, error) {
 	if u.Port() == "" {
 		u.Host = net.JoinHostPort(u.Hostname(), "7443")
 	}
-	return "wss://" + u.Host + "/v1/agent", nil
+	return u.Host, nil
 }
 
 // resolve turns the endpoint section into the wire's, and holds it against the

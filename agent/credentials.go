@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/bodkin-net/bodkin/agent/charon"
+	"github.com/bodkin-net/bodkin/internal/certfile"
 )
 
 // credentials are what this node proves itself with, and whom it believes. They
@@ -37,6 +38,11 @@ func readCredentials(cfg Config, now time.Time) (*credentials, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseCredentials(cfg, certPEM, keyPEM, caPEM, now)
+}
+
+// parseCredentials is readCredentials for what would be in the files.
+func parseCredentials(cfg Config, certPEM, keyPEM, caPEM []byte, now time.Time) (*credentials, error) {
 	pair, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
 		return nil, fmt.Errorf("certificate %s, key %s: %w", cfg.Certificate, cfg.Key, err)
@@ -47,10 +53,10 @@ func readCredentials(cfg Config, now time.Time) (*credentials, error) {
 	}
 	leaf := pair.Leaf
 	at := now
-	switch validityOf(leaf, now) {
-	case notYetValid:
+	switch certfile.ValidityOf(leaf, now) {
+	case certfile.NotYetValid:
 		at = leaf.NotBefore
-	case expired:
+	case certfile.Expired:
 		at = leaf.NotAfter
 	}
 	options := x509.VerifyOptions{Roots: pool, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}
@@ -66,12 +72,8 @@ func readCredentials(cfg Config, now time.Time) (*credentials, error) {
 
 // validNow reports as an error that the time is not the certificate's.
 func (c *credentials) validNow(cfg Config, now time.Time) error {
-	switch validityOf(c.leaf, now) {
-	case expired:
-		return fmt.Errorf("certificate: %s expired on %s: issue a new one", cfg.Certificate, c.leaf.NotAfter.Format(time.DateTime))
-	case notYetValid:
-		return fmt.Errorf("certificate: %s is not valid before %s, and this machine's clock says %s: set the clock",
-			cfg.Certificate, c.leaf.NotBefore.Format(time.DateTime), now.UTC().Format(time.DateTime))
+	if v := certfile.ValidityOf(c.leaf, now); !v.Holds() {
+		return fmt.Errorf("certificate: %s: %s", cfg.Certificate, v.Explain(c.leaf, now, "it cannot be used"))
 	}
 	return nil
 }

@@ -44,6 +44,9 @@ func (tell) isEffect()  {}
 func (t *tunnel) tell(o wire.Outcome, path wire.Path, reason string, elapsed time.Duration) {
 	r := t.report(o, reason)
 	r.Path, r.ElapsedMs, r.Packets, r.Relay = path, max(0, elapsed.Milliseconds()), t.packets, t.relay
+	if r.Attempt != "" && o != wire.OutcomeNominated { // it has ended
+		r.Steps = t.steps
+	}
 	t.do(tell{r})
 }
 

@@ -237,6 +237,7 @@ func (r *run) load(ctx context.Context, path wire.Path) error {
 	for {
 		err := r.shared.vici.Load(ctx, c)
 		if err == nil {
+			r.steps.once(wire.Step{Kind: wire.StepLoaded})
 			return nil
 		}
 		if !errors.Is(err, charon.ErrUnreachable) || r.wait(ctx, charonRetry) != nil {
@@ -281,6 +282,7 @@ func sameEnds(sa charon.SA, path wire.Path) bool {
 func (r *run) confirm(ctx context.Context, path wire.Path, seen map[charon.ChildID]uint64, again func(context.Context) error) error {
 	return r.await(ctx, path, func(sas []charon.SA) (progress, bool) {
 		p := measure(sas, path, seen)
+		r.steps.came(p)
 		return p, p.bytes
 	}, again)
 }
@@ -300,7 +302,9 @@ func (r *run) await(ctx context.Context, path wire.Path, done func([]charon.SA) 
 		sas, err := r.sas(ctx)
 		if err == nil {
 			var enough bool
-			if last, enough = done(sas); enough {
+			last, enough = done(sas)
+			r.steps.came(progress{ike: last.ike}) // what else there is may be a check's
+			if enough {
 				return nil
 			}
 			after, may := initiatesAfter(r.peer.Role, path)

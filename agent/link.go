@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -65,11 +68,12 @@ type linkUp struct {
 // link keeps one session to the rendezvous, for as long as run runs. check, redial
 // and bytes may be called from any goroutine.
 type link struct {
-	id      *identity
-	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
-	log     *slog.Logger
-	events  chan<- linkEvent
-	metered bool
+	id     *identity
+	dial   func(ctx context.Context, network, addr string) (net.Conn, error)
+	log    *slog.Logger
+	events chan<- linkEvent
+	// metered is Config.Metered, of sessions from now on.
+	metered atomic.Bool
 	// stunAnswers asks a STUN service over UDP, to tell a firewall from a
 	// rendezvous that is not there; nil never asks.
 	stunAnswers func(ctx context.Context, server netip.AddrPort) bool
@@ -82,10 +86,12 @@ type link struct {
 }
 
 func newLink(cfg Config, id *identity, log *slog.Logger, events chan<- linkEvent) *link {
-	return &link{
+	l := &link{
 		id: id, dial: outsideDialer(cfg.Mark, id.endpoint.Subnets).DialContext, log: log, events: events,
-		metered: cfg.Metered, stunAnswers: outsideSTUN(cfg.Mark, id.endpoint.Subnets), checks: make(chan struct{}, 1), redials: make(chan struct{}, 1),
+		stunAnswers: outsideSTUN(cfg.Mark, id.endpoint.Subnets), checks: make(chan struct{}, 1), redials: make(chan struct{}, 1),
 	}
+	l.metered.Store(cfg.Metered)
+	return l
 }
 
 // bytes is how many IP bytes all sessions have cost so far, in both directions.
@@ -117,8 +123,7 @@ func (l *link) run(ctx context.Context) {
 		if errors.Is(err, errChecked) {
 			l.log.Warn("rendezvous not connected", "err", err)
 		} else {
-			var bye *byeError
-			pause := rand.N(BackOff(now.Sub(lost), errors.As(err, &bye) && bye.final))
+			pause := rand.N(pauseAfter(err, now.Sub(lost)))
 			l.log.Warn("rendezvous not connected", "err", err, "retry", pause.Round(time.Millisecond))
 			if !l.pause(ctx, pause) {
 				continue
@@ -127,6 +132,19 @@ func (l *link) run(ctx context.Context) {
 		// A network that changes all the time does not have us dial all the time.
 		sleep(ctx, time.Until(started.Add(reconnectMin)))
 	}
+}
+
+// pauseAfter is the longest pause before the next dial. Whom the rendezvous does not
+// let in waits until it does, as long as that says: an operator has to approve the
+// node, or to let it join anew.
+func pauseAfter(err error, outage time.Duration) time.Duration {
+	refused, ok := errors.AsType[*RefusedError](err)
+	notIn := ok && (refused.Status == http.StatusForbidden || refused.Status == http.StatusUnauthorized)
+	if notIn && refused.RetryAfter > 0 {
+		return min(max(refused.RetryAfter, reconnectMin), reconnectMax)
+	}
+	bye, ok := errors.AsType[*byeError](err)
+	return BackOff(outage, notIn || ok && bye.final)
 }
 
 func (l *link) emit(ctx context.Context, e linkEvent) {
@@ -184,7 +202,8 @@ func (l *link) connect(ctx context.Context) (*websocket.Conn, error) {
 	case failed != nil:
 		return nil, l.explain(ctx, failed)
 	case resp != nil:
-		return nil, fmt.Errorf("%s: %w (%s)", l.id.url, err, resp.Status)
+		body, _ := io.ReadAll(resp.Body) // gorilla keeps the beginning
+		return nil, refusal(resp, body)
 	}
 	return nil, fmt.Errorf("%s: %w", l.id.url, err)
 }
@@ -263,7 +282,7 @@ func (l *link) write(ctx context.Context, conn *websocket.Conn, out <-chan []byt
 func (l *link) read(ctx context.Context, conn *websocket.Conn, heard chan<- struct{}, up linkUp) error {
 	conn.SetReadLimit(wire.MaxFrame)
 	silence := silenceTimeout
-	if l.metered {
+	if l.metered.Load() {
 		silence = meteredSilenceTimeout
 	}
 	alive := func() {

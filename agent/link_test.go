@@ -5,7 +5,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"strings"
@@ -391,4 +393,48 @@ func TestLinkServerOfAnotherCA(t *testing.T) {
 		stop()
 		r.stop()
 	})
+}
+
+func TestPauseAfter(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want time.Duration
+	}{
+		{errors.New("no route"), reconnectMin},
+		{&byeError{reason: "restarting"}, reconnectMin},
+		{&byeError{reason: "revoked", final: true}, reconnectMax},
+		{&RefusedError{Status: 403, Words: "revoked"}, reconnectMax},
+		{&RefusedError{Status: 403, Words: "waits for approval", RetryAfter: 10 * time.Second}, 10 * time.Second},
+		{&RefusedError{Status: 403, RetryAfter: time.Hour}, reconnectMax},
+		{&RefusedError{Status: 502, Words: "a proxy's"}, reconnectMin},
+	} {
+		if got := pauseAfter(tt.err, 0); got != tt.want {
+			t.Errorf("after %v: %v, want %v", tt.err, got, tt.want)
+		}
+	}
+}
+
+// Whom the rendezvous does not let in hears its reason.
+func TestNotLetIn(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, conf := linkIdentity(t, "https://"+listener.Addr().String())
+	srv := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Retry-After", "10")
+		w.WriteHeader(http.StatusForbidden)
+		fmt.Fprint(w, `{"error": "beijing.edge1 waits for approval"}`)
+	})}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = srv.Serve(tls.NewListener(listener, conf)) })
+	defer serving.Wait()
+	defer srv.Close()
+	events, stop := startLink(t, id, (&net.Dialer{}).DialContext)
+	defer stop()
+	e := <-events
+	refused, ok := errors.AsType[*RefusedError](e.down)
+	if !ok || refused.Words != "beijing.edge1 waits for approval" || refused.RetryAfter != 10*time.Second {
+		t.Errorf("got %#v; want the rendezvous' words and pace", e.down)
+	}
 }

@@ -50,12 +50,13 @@ func probe(self, peer wire.Endpoint) {
 		return
 	}
 	defer conn.Close()
-	_, _ = conn.Write(echoRequest(echo))
+	_, _ = conn.Write(echoMessage(echo, 0))
 }
 
-// echoRequest is RFC 792's, or RFC 4443's, whose checksum the kernel fills in.
-func echoRequest(kind byte) []byte {
-	m := append([]byte{kind, 0, 0, 0, 0, 0, 0, 0}, probeText...) // of an even length
+// echoMessage is an echo request, RFC 792's, or RFC 4443's, whose checksum the
+// kernel fills in.
+func echoMessage(kind byte, id uint16) []byte {
+	m := append([]byte{kind, 0, 0, 0, byte(id >> 8), byte(id), 0, 0}, probeText...) // of an even length
 	var sum uint32
 	for i := 0; i < len(m); i += 2 {
 		sum += uint32(binary.BigEndian.Uint16(m[i:]))

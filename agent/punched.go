@@ -43,7 +43,7 @@ func (r *run) punched(ctx context.Context) (direct bool, err error) {
 	}
 	session, err := r.shared.port.NewSession(punch.SessionConfig{
 		Role: punchRole(r.peer.Role), Log: r.log, Forbidden: r.forbidden,
-		Leaves: leaves(r.shared.mark, r.shared.port.Local()), Count: r.meter.packet,
+		Leaves: leaves(r.shared.mark, r.shared.port.Local()), Count: r.meter.packet, Seen: r.steps.seen,
 		Local:  punch.Credentials(r.order.Local),
 		Remote: punch.Credentials(r.order.Remote), Remotes: r.candidates(r.order.Candidates),
 	})
@@ -58,6 +58,7 @@ func (r *run) punched(ctx context.Context) (direct bool, err error) {
 	}
 	for {
 		r.packets = session.Checked().Sent()
+		r.steps.add(wire.Step{Kind: wire.StepNominated, Remote: path.Remote})
 		r.emit(ctx, runEvent{outcome: wire.OutcomeNominated, path: path})
 		better, err := r.establishUnless(ctx, path, session.Paths())
 		if better != nil {
@@ -103,6 +104,7 @@ func (r *run) firstPath(ctx context.Context, session *punch.Session) (wire.Path,
 	if err := r.wait(ctx, time.Until(r.started.Add(time.Duration(r.order.StartAfterMs)*time.Millisecond))); err != nil {
 		return wire.Path{}, err
 	}
+	r.steps.once(wire.Step{Kind: wire.StepStart})
 	search := r.beginSearch(ctx, session)
 	defer search.end() //nolint:errcheck // told by awaitPath, where it matters
 	if strategyOf(r.order.Strategy) != wire.StrategyICE {
@@ -135,6 +137,9 @@ func (r *run) openers(session *punch.Session) {
 	targets := punch.OpenerTargets(r.candidates(r.order.Candidates))
 	if err := session.Open(punch.OpenerTTL(natOf(r.natHere())), targets); err != nil {
 		r.log.Warn("openers not sent", "err", err)
+	}
+	for _, to := range targets {
+		r.steps.add(wire.Step{Kind: wire.StepOpeners, Remote: to})
 	}
 }
 

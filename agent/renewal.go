@@ -5,36 +5,29 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
-	"io/fs"
-	"os"
 	"sync/atomic"
 	"time"
 
+	"github.com/bodkin-net/bodkin/internal/certfile"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
 // Timing of a renewal.
 const (
-	// renewalPoll is between looks whether certificate, key or CA have changed:
-	// certificates live for months, and a look is three calls of stat.
-	renewalPoll = 30 * time.Second
 	// renewalRetry is between looks at files that do not fit together: whoever
 	// writes them needs moments for all three.
 	renewalRetry = 2 * time.Second
-	// renewalPatience is how long they may not fit until that is said.
-	renewalPatience = time.Minute
 	// renewalTimeout bounds giving charon the new ones; it answers in milliseconds.
 	renewalTimeout = 3 * time.Second
 	// renewalBatch is how many connections are reloaded at a time, some
 	// milliseconds each in which the daemon does nothing else.
 	renewalBatch = 16
-	// A certificate's end is announced expiryNotice before it, or when the last
-	// expiryShare-th of its life has begun, whichever is later, and again each
-	// expiryReminder.
-	expiryNotice   = 30 * 24 * time.Hour
-	expiryShare    = 3
+	// expiryReminder is between words about a certificate that ends soon.
 	expiryReminder = 24 * time.Hour
 )
+
+// withoutCertificate is what follows from a certificate that is not good now.
+const withoutCertificate = "tunnels stay, but nobody accepts new ones"
 
 // CertificateStatus is the certificate this node proves itself with.
 type CertificateStatus struct {
@@ -51,27 +44,13 @@ type CertificateStatus struct {
 type renewal struct {
 	asked  atomic.Bool
 	lookAt time.Time
-	// files are as they were when the present credentials were read from them,
-	// zero before the first look.
-	files [3]fileMark
-	// problem is why the files were not taken, since when, and whether that was
-	// said.
-	problem string
-	since   time.Time
-	said    bool
+	files  certfile.Watch
 	// stale are the connections whose certificate in charon may be another than
 	// the present one.
 	stale map[string]bool
 	// notice is the last word on the certificate's validity.
-	notice   validity
+	notice   certfile.Validity
 	noticeAt time.Time
-}
-
-// fileMark tells a file's content from another without reading it.
-type fileMark struct {
-	modified time.Time
-	size     int64
-	mode     fs.FileMode
 }
 
 // newRenewal takes the connections that are in charon already: nobody knows which
@@ -97,7 +76,7 @@ func (d *Daemon) Reload() { d.renewal.asked.Store(true) }
 func (d *Daemon) followCredentials(ctx context.Context, now time.Time) {
 	asked := d.renewal.asked.Swap(false)
 	if asked || !now.Before(d.renewal.lookAt) {
-		d.renewal.lookAt = now.Add(renewalPoll)
+		d.renewal.lookAt = now.Add(certfile.Poll)
 		d.renew(ctx, now, asked)
 		d.noticeExpiry(now)
 	}
@@ -107,8 +86,8 @@ func (d *Daemon) followCredentials(ctx context.Context, now time.Time) {
 // renew takes the credentials from their files if those have changed.
 func (d *Daemon) renew(ctx context.Context, now time.Time, asked bool) {
 	r := d.renewal
-	marks := marksOf(d.cfg) // first: what changes while it is read is seen next time
-	if !asked && r.problem == "" && marks == r.files {
+	marks := certfile.MarksOf(d.cfg.Certificate, d.cfg.Key, d.cfg.CA)
+	if !r.files.Due(marks, asked) {
 		return
 	}
 	next, err := readCredentials(d.cfg, now)
@@ -117,36 +96,14 @@ func (d *Daemon) renew(ctx context.Context, now time.Time, asked bool) {
 	}
 	if err != nil {
 		r.lookAt = now.Add(renewalRetry)
-		if r.refused(now, err, asked) {
+		if r.files.Refused(now, err, asked) {
 			d.log.Warn("certificate not renewed; the one before stays in use", "err", err)
 		}
 		return
 	}
-	if r.said {
+	if r.files.Taken(marks) {
 		d.log.Info("certificate, key and CA are good again")
 	}
-	r.files, r.problem, r.said = marks, "", false
-}
-
-// refused notes why the files were not taken and reports whether that is to be
-// said: not while they may be half written, unless somebody has asked.
-func (r *renewal) refused(now time.Time, err error, asked bool) bool {
-	if r.problem == "" {
-		r.since = now
-	}
-	r.problem = err.Error()
-	say := asked || !r.said && now.Sub(r.since) >= renewalPatience
-	r.said = r.said || say
-	return say
-}
-
-func marksOf(cfg Config) (marks [3]fileMark) {
-	for i, path := range []string{cfg.Certificate, cfg.Key, cfg.CA} {
-		if info, err := os.Stat(path); err == nil {
-			marks[i] = fileMark{info.ModTime(), info.Size(), info.Mode()}
-		}
-	}
-	return marks
 }
 
 // take puts credentials in the place of the present ones, unless they are
@@ -238,58 +195,18 @@ func (d *Daemon) refreshConnections(ctx context.Context) {
 	}
 }
 
-// validity is what can be said of a certificate's time.
-type validity string
-
-const (
-	valid       validity = ""
-	endsSoon    validity = "ends soon"
-	expired     validity = "expired"
-	notYetValid validity = "not valid yet"
-)
-
-// validityOf judges by the wall clock, as the peers do.
-func validityOf(leaf *x509.Certificate, now time.Time) validity {
-	left, life := leaf.NotAfter.Sub(now), leaf.NotAfter.Sub(leaf.NotBefore)
-	switch {
-	case left < 0:
-		return expired
-	case now.Before(leaf.NotBefore):
-		return notYetValid
-	case left < min(expiryNotice, life/expiryShare):
-		return endsSoon
-	}
-	return valid
-}
-
-// explain says what a validity means and what to do.
-func (v validity) explain(leaf *x509.Certificate, now time.Time) string {
-	clock := now.UTC().Format(time.DateTime)
-	switch v {
-	case endsSoon:
-		return fmt.Sprintf("the certificate expires on %s: issue a new one and replace the files", leaf.NotAfter.UTC().Format(time.DateTime))
-	case expired:
-		return fmt.Sprintf("the certificate expired on %s, and this machine's clock says %s: tunnels stay, but nobody accepts new ones: issue a new one and replace the files",
-			leaf.NotAfter.UTC().Format(time.DateTime), clock)
-	case notYetValid:
-		return fmt.Sprintf("the certificate is not valid before %s, and this machine's clock says %s: tunnels stay, but nobody with that time accepts new ones: set the clock",
-			leaf.NotBefore.UTC().Format(time.DateTime), clock)
-	}
-	return ""
-}
-
 // noticeExpiry logs what is worth knowing of the certificate's time, when that
 // changes and every day.
 func (d *Daemon) noticeExpiry(now time.Time) {
 	r, leaf := d.renewal, d.id.credentials().leaf
-	v := validityOf(leaf, now)
-	if v == r.notice && (v == valid || now.Sub(r.noticeAt) < expiryReminder) {
+	v := certfile.ValidityOf(leaf, now)
+	if v == r.notice && (v == certfile.Valid || now.Sub(r.noticeAt) < expiryReminder) {
 		return
 	}
 	switch {
-	case v != valid:
-		d.log.Warn("the certificate needs attention", "problem", v.explain(leaf, now), "serial", serial(leaf))
-	case r.notice != valid:
+	case v != certfile.Valid:
+		d.log.Warn("the certificate needs attention", "problem", v.Explain(leaf, now, withoutCertificate), "serial", serial(leaf))
+	case r.notice != certfile.Valid:
 		d.log.Info("the certificate is valid again", "serial", serial(leaf), "until", leaf.NotAfter.UTC())
 	}
 	r.notice, r.noticeAt = v, now
@@ -298,9 +215,9 @@ func (d *Daemon) noticeExpiry(now time.Time) {
 // status is what can be said of the certificate in use.
 func (r *renewal) status(c *credentials, now time.Time) CertificateStatus {
 	s := CertificateStatus{Serial: serial(c.leaf), NotBefore: c.leaf.NotBefore.UTC(), NotAfter: c.leaf.NotAfter.UTC()}
-	s.Problem = validityOf(c.leaf, now).explain(c.leaf, now)
-	if r.said {
-		s.Problem = "not renewed: " + r.problem
+	s.Problem = certfile.ValidityOf(c.leaf, now).Explain(c.leaf, now, withoutCertificate)
+	if problem := r.files.Problem(); problem != "" {
+		s.Problem = "not renewed: " + problem
 	}
 	return s
 }

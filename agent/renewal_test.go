@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/bodkin-net/bodkin/e2e/lab"
+	"github.com/bodkin-net/bodkin/internal/certfile"
 )
 
 // renewable is a daemon whose files can be renewed, without charon.
@@ -62,18 +63,18 @@ func TestRenewalTaken(t *testing.T) {
 	d.followCredentials(t.Context(), now)
 	first := d.serialInUse()
 	mustIssue(t, pki, "beijing.edge1", lab.CertOptions{}) // in the place of the first
-	d.followCredentials(t.Context(), now.Add(renewalPoll-time.Second))
+	d.followCredentials(t.Context(), now.Add(certfile.Poll-time.Second))
 	if got := d.serialInUse(); got != first {
 		t.Errorf("serial %s before it was time to look; want %s", got, first)
 	}
-	d.followCredentials(t.Context(), now.Add(renewalPoll))
+	d.followCredentials(t.Context(), now.Add(certfile.Poll))
 	second := d.serialInUse()
 	if second == first {
 		t.Error("the new certificate was not taken")
 	}
 	mustIssue(t, pki, "beijing.edge1", lab.CertOptions{})
 	d.Reload()
-	d.followCredentials(t.Context(), now.Add(renewalPoll+time.Second))
+	d.followCredentials(t.Context(), now.Add(certfile.Poll+time.Second))
 	if got := d.serialInUse(); got == second {
 		t.Error("asked to look, the agent did not")
 	}
@@ -90,24 +91,24 @@ func TestRenewalHalfWritten(t *testing.T) {
 	_, newKey := mustIssue(t, pki, "beijing.edge1", lab.CertOptions{})
 	mustWrite(t, d.cfg.Key, oldKey)
 
-	began := now.Add(renewalPoll)
+	began := now.Add(certfile.Poll)
 	problem := func(after time.Duration) string {
 		d.followCredentials(t.Context(), began.Add(after))
 		return d.renewal.status(d.id.credentials(), began.Add(after)).Problem
 	}
-	for _, after := range []time.Duration{0, renewalRetry, renewalPatience - time.Second} {
+	for _, after := range []time.Duration{0, renewalRetry, certfile.Patience - time.Second} {
 		if got := problem(after); got != "" {
 			t.Errorf("after %v: %q; want nothing said yet", after, got)
 		}
 	}
-	if got := problem(renewalPatience + renewalRetry); !strings.Contains(got, d.cfg.Certificate) || !strings.Contains(got, "does not match") {
-		t.Errorf("after %v: %q; want it said that the key does not match", renewalPatience, got)
+	if got := problem(certfile.Patience + renewalRetry); !strings.Contains(got, d.cfg.Certificate) || !strings.Contains(got, "does not match") {
+		t.Errorf("after %v: %q; want it said that the key does not match", certfile.Patience, got)
 	}
 	if got := d.serialInUse(); got != first {
 		t.Errorf("serial %s in use; want %s", got, first)
 	}
 	mustWrite(t, d.cfg.Key, newKey)
-	if got := problem(renewalPatience + 2*renewalRetry); got != "" || d.serialInUse() == first {
+	if got := problem(certfile.Patience + 2*renewalRetry); got != "" || d.serialInUse() == first {
 		t.Errorf("after the key was written: problem %q, serial %s; want the new one in use", got, d.serialInUse())
 	}
 }
@@ -179,49 +180,4 @@ func TestStartBeforeValidity(t *testing.T) {
 			t.Errorf("at %v: problem %q; want %q", tt.at, got, tt.want)
 		}
 	}
-}
-
-func TestValidity(t *testing.T) {
-	const day = 24 * time.Hour
-	pki := newPKI(t)
-	from := time.Now().Add(-time.Hour).Truncate(time.Second)
-	for _, tt := range []struct {
-		life, at time.Duration
-		want     validity
-	}{
-		{730 * day, day, valid},
-		{730 * day, 699 * day, valid},
-		{730 * day, 701 * day, endsSoon},
-		{730 * day, 731 * day, expired},
-		{730 * day, -time.Second, notYetValid},
-		{3 * day, 2*day - time.Minute, valid},
-		{3 * day, 2*day + time.Minute, endsSoon},
-	} {
-		d, _ := renewable(t)
-		mustIssueInto(t, d, pki, lab.CertOptions{NotBefore: from, NotAfter: from.Add(tt.life)})
-		leaf, now := d.id.credentials().leaf, from.Add(tt.at)
-		got := validityOf(leaf, now)
-		if got != tt.want {
-			t.Errorf("%v into %v: %q; want %q", tt.at, tt.life, got, tt.want)
-		}
-		if said := got.explain(leaf, now); (said == "") != (got == valid) {
-			t.Errorf("%v into %v: explained by %q", tt.at, tt.life, said)
-		}
-	}
-}
-
-// mustIssueInto gives the daemon a certificate of the authority's, unchecked.
-func mustIssueInto(t *testing.T, d *Daemon, pki *lab.PKI, o lab.CertOptions) {
-	t.Helper()
-	cert, _, err := pki.Issue("beijing.edge1", o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := d.cfg
-	cfg.Certificate, cfg.Key, cfg.CA = cert, strings.Replace(cert, ".crt.", ".key.", 1), pki.CAPath()
-	creds, err := readCredentials(cfg, o.NotBefore)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.id.current.Store(creds)
 }

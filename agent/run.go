@@ -44,8 +44,9 @@ type runEvent struct {
 	reason   string
 	elapsed  time.Duration
 	plainESP bool
-	// packets are those sent so far to get through.
+	// packets are those sent so far to get through, steps what else was done.
 	packets int
+	steps   []wire.Step
 	// relay and note are of a tunnel with the connector that is direct: whether
 	// it relays, and why not.
 	relay bool
@@ -66,8 +67,9 @@ type run struct {
 	// here is where this node is, forbidden what the peer's candidates may not be.
 	here      whereabouts
 	forbidden []punch.Forbidden
-	// packets counts what the punch has sent.
+	// packets counts what the punch has sent, steps what it and charon did.
 	packets int
+	steps   steps
 	// trickle brings what became known of the peer after the order.
 	trickle chan *wire.Trickle
 	// wake says that charon reported something about this connection.
@@ -153,6 +155,9 @@ func (r *run) do(ctx context.Context) {
 	if f, ok := errors.AsType[*failure](err); ok {
 		e.plainESP = f.plainESP
 	}
+	if !direct {
+		r.steps.once(wire.Step{Kind: wire.StepFailed, Text: e.reason})
+	}
 	// First the word, then the deed: charon's own would not say why.
 	r.emit(ctx, e)
 	if direct && r.order != nil && r.shared.relayUp.Load() {
@@ -161,7 +166,7 @@ func (r *run) do(ctx context.Context) {
 }
 
 func (r *run) emit(ctx context.Context, e runEvent) {
-	e.peer, e.run, e.packets = r.peer.Endpoint.Name, r.run, r.packets
+	e.peer, e.run, e.packets, e.steps = r.peer.Endpoint.Name, r.run, r.packets, r.steps.all()
 	select {
 	case r.shared.events <- e:
 	case <-ctx.Done():

@@ -34,6 +34,7 @@ func (d *Daemon) beginRun(ctx context.Context, b begin) {
 		},
 		here: d.whereabouts(), meter: d.usage.meter(name),
 	}
+	r.steps.began = r.started
 	if b.order != nil {
 		r.forbidden = d.forbidden(publicOf(b.order.Candidates).Addr())
 	}
@@ -70,7 +71,7 @@ func (d *Daemon) runEvent(ctx context.Context, e runEvent) {
 		return
 	}
 	now := time.Now()
-	t.sent(e.run, e.packets)
+	t.sent(e.run, e.packets, e.steps)
 	if e.left {
 		d.perform(ctx, t, t.left(now, e.run))
 		return

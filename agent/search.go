@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"time"
@@ -83,6 +84,7 @@ func (r *run) search(ctx context.Context, session *punch.Session) error {
 		if r.wait(ctx, punch.Barrier) != nil {
 			return nil
 		}
+		r.steps.once(wire.Step{Kind: wire.StepSearch, Remote: publicOf(r.order.Candidates)})
 		return session.Search(ctx, punch.SearchConfig{
 			From: r.here.base, Target: publicOf(r.order.Candidates).Addr(),
 			Rate: int(r.shared.probe.Rate), Max: int(r.shared.probe.Max),
@@ -99,8 +101,9 @@ func (r *run) scatter(ctx context.Context, session *punch.Session) error {
 	if err != nil {
 		return err
 	}
+	r.steps.once(wire.Step{Kind: wire.StepPorts, Remote: peer, Count: int(r.shared.probe.Ports)})
 	ttl := punch.OpenerTTL(natOf(r.natHere()))
-	_, err = session.Scatter(ctx, punch.ScatterConfig{
+	port, err := session.Scatter(ctx, punch.ScatterConfig{
 		Peer: peer, Ports: int(r.shared.probe.Ports), Rewrite: rewriter,
 		Listen: func() (net.PacketConn, error) {
 			return rawudp.ListenPlain(rawudp.PlainOptions{Addr: r.here.base.Addr(), Mark: r.shared.mark, TTL: ttl})
@@ -108,6 +111,9 @@ func (r *run) scatter(ctx context.Context, session *punch.Session) error {
 	})
 	if errors.Is(err, punch.ErrNoHit) {
 		return nil
+	}
+	if err == nil {
+		r.steps.once(wire.Step{Kind: wire.StepHit, Text: fmt.Sprintf("port %d of this node", port)})
 	}
 	return err
 }

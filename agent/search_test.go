@@ -151,8 +151,8 @@ func TestPredictWithoutService(t *testing.T) {
 func TestTunnelReportsPackets(t *testing.T) {
 	tun := newTunnel(icePeer, "store", t0)
 	tun.ordered(t0, orderFor(icePeer, "a1"), 1)
-	tun.sent(7, 99) // another run's
-	tun.sent(1, 12)
+	tun.sent(7, 99, nil) // another run's
+	tun.sent(1, 12, nil)
 	packets := func(effects []effect) int {
 		for _, e := range effects {
 			if tell, ok := e.(tell); ok {

@@ -48,7 +48,7 @@ func (d *Daemon) openPort(ctx context.Context) error {
 		select {
 		case <-time.After(pause):
 		case q := <-d.queries:
-			q <- d.status()
+			q()
 		case <-ctx.Done():
 			return ctx.Err()
 		}

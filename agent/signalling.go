@@ -36,6 +36,7 @@ func (d *Daemon) linkOpened(ctx context.Context, up *linkUp) {
 	hello := &wire.Hello{
 		AgentVersion: d.version, Endpoint: d.id.endpoint, Candidates: d.candidates(),
 		Punch: d.cfg.Punch, NoProbe: d.rewrites.unavailable(), Metered: d.cfg.Metered,
+		Answers: true,
 	}
 	for _, t := range d.sorted() {
 		if t.standing {
@@ -108,10 +109,18 @@ func (d *Daemon) message(ctx context.Context, m wire.Message) {
 		}
 	case *wire.Forwarding:
 		d.forwarding(m)
+	case *wire.Revocations:
+		d.revoked(ctx, m)
+	case *wire.Ask:
+		d.answer(ctx, m)
 	case *wire.Demote:
 		d.demote(ctx, now, m)
 	case *wire.Cancel:
 		for _, t := range d.tunnels {
+			if r := d.runs[t.name()]; r != nil && r.order != nil && r.order.Attempt == m.Attempt {
+				r.steps.once(wire.Step{Kind: wire.StepFailed, Text: "called off: " + m.Reason})
+				t.sent(r.run.run, t.packets, r.steps.all())
+			}
 			if effects := t.cancelled(now, m.Attempt, m.Reason); len(effects) > 0 {
 				d.perform(ctx, t, effects)
 				d.dropUnused(t)

@@ -42,9 +42,11 @@ type tunnel struct {
 	known *wire.Punch
 	own   bool
 	away  bool // the rendezvous is
-	// started is when the run began, packets what it has sent to get through.
+	// started is when the run began, packets what it has sent to get through, steps
+	// what else it has done.
 	started time.Time
 	packets int
+	steps   []wire.Step
 
 	standing  bool
 	monitored bool
@@ -70,6 +72,9 @@ type tunnel struct {
 	timeToDirect time.Duration
 	tries        int
 	retryAt      time.Time // for PlanPublic; zero for never
+
+	// logged is what the log said last.
+	logged pairState
 
 	out []effect
 }
@@ -131,7 +136,7 @@ func (t *tunnel) start(now time.Time, run runID, order *wire.Punch) {
 	if t.run != 0 {
 		t.do(stop{})
 	}
-	t.run, t.order, t.started, t.packets, t.retryAt = run, order, now, 0, time.Time{}
+	t.run, t.order, t.started, t.packets, t.steps, t.retryAt = run, order, now, 0, nil, time.Time{}
 	t.monitored, t.own = false, false
 	if !t.standing {
 		t.reason = "connecting"
@@ -153,11 +158,13 @@ func (t *tunnel) ordered(now time.Time, order *wire.Punch, run runID) []effect {
 }
 
 // cancelled ends an attempt that the rendezvous gave up, unless it has already
-// led to a tunnel here: that is for charon to end.
+// led to a tunnel here: that is for charon to end. What this side has seen of it is
+// told all the same, for people who look at it later.
 func (t *tunnel) cancelled(now time.Time, id wire.AttemptID, reason string) []effect {
 	if t.order == nil || t.own || t.order.Attempt != id || t.monitored {
 		return nil
 	}
+	t.tell(wire.OutcomeFailed, wire.Path{}, reason, now.Sub(t.started))
 	t.do(stop{})
 	t.run, t.order = 0, nil
 	if !t.standing {
@@ -173,10 +180,10 @@ func (t *tunnel) unwatched() bool {
 	return t.standing && !t.monitored && !t.relay && t.peer.Plan != wire.PlanPublic
 }
 
-// sent notes how many packets the run has sent so far.
-func (t *tunnel) sent(run runID, packets int) {
+// sent notes how many packets the run has sent so far, and what else it did.
+func (t *tunnel) sent(run runID, packets int, steps []wire.Step) {
 	if run == t.run {
-		t.packets = packets
+		t.packets, t.steps = packets, steps
 	}
 }
 

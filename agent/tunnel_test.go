@@ -122,7 +122,7 @@ func TestTunnelPunched(t *testing.T) {
 
 		{"punching", "wanted", nothing, "down: punching, run"},
 		{"punching", "ordered", "stop; begin 3 a3", "down: punching, run"},
-		{"punching", "cancelled", "stop", "down: peer gave up"},
+		{"punching", "cancelled", `failed a2 "peer gave up" 1s; stop`, "down: peer gave up"},
 		{"punching", "cancelled other", nothing, "down: punching, run"},
 		{"punching", "nominated", "nominated a2 on 2", "down: path found, strongSwan is connecting, run"},
 		{"punching", "direct", "direct a2 on 2 90ms", "standing on 2, run, monitored"},
@@ -132,7 +132,7 @@ func TestTunnelPunched(t *testing.T) {
 		{"punching", "stale", nothing, "down: punching, run"},
 
 		{"nominated", "ordered", "stop; begin 3 a3", "down: punching, run"},
-		{"nominated", "cancelled", "stop", "down: peer gave up"},
+		{"nominated", "cancelled", `failed a2 "peer gave up" 1s; stop`, "down: peer gave up"},
 		{"nominated", "nominated", "nominated a2 on 2", "down: path found, strongSwan is connecting, run"},
 		{"nominated", "direct", "direct a2 on 2 90ms", "standing on 2, run, monitored"},
 		{"nominated", "failed", `failed a2 "no path" 1s`, "down: no path"},
@@ -149,7 +149,7 @@ func TestTunnelPunched(t *testing.T) {
 		{"direct", "stale", nothing, "standing on 1, run, monitored"},
 
 		{"re-punching", "ordered", "stop; begin 3 a3", "standing on 1, run"},
-		{"re-punching", "cancelled", "stop", "standing on 1"},
+		{"re-punching", "cancelled", `failed a2 "peer gave up" 1s; stop`, "standing on 1"},
 		{"re-punching", "cancelled other", nothing, "standing on 1, run"},
 		{"re-punching", "nominated", "nominated a2 on 2", "standing on 1, run"},
 		{"re-punching", "direct", "direct a2 on 2 90ms", "standing on 2, run, monitored"},

@@ -53,6 +53,7 @@ type Client struct {
 	calls   chan call
 	events  chan Event
 	done    chan struct{} // closed when Run has returned
+	errors  errorCounts
 }
 
 // call is one queued method call. The owner always sends exactly one result.
@@ -142,7 +143,7 @@ func (c *Client) attempt(ctx context.Context, s *session, do func(*exchange) err
 			return nil, err
 		}
 	}
-	err := do(&exchange{ctx: ctx, session: s, timeout: c.timeout})
+	err := do(&exchange{ctx: ctx, session: s, timeout: c.timeout, errors: &c.errors})
 	if s.dead {
 		s.close()
 		s = nil

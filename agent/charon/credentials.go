@@ -35,6 +35,33 @@ func (c *Client) LoadCredentials(ctx context.Context, creds Credentials) error {
 	})
 }
 
+// LoadCRL gives charon the list of certificates that an authority has revoked, in
+// DER (RFC 5280 section 5): it refuses peers that are on it from then on, and
+// leaves what stands. Of several lists of one authority charon keeps the newest
+// until it restarts.
+func (c *Client) LoadCRL(ctx context.Context, der []byte) error {
+	text := pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})
+	args, err := section{{"type", "X509_CRL"}, {"flag", "NONE"}, {"data", string(text)}}.message()
+	if err != nil {
+		return err
+	}
+	// What charon has verified once it finds in a cache first, an old list too:
+	// without the second command it would go on by that.
+	flush, err := section{{"type", "X509_CRL"}}.message()
+	if err != nil {
+		return err
+	}
+	return c.do(ctx, func(x *exchange) error {
+		if _, err := x.command("load-cert", args); err != nil {
+			return fmt.Errorf("CRL: %w", err)
+		}
+		if _, err := x.command("flush-certs", flush); err != nil {
+			return fmt.Errorf("CRL: %w", err)
+		}
+		return nil
+	})
+}
+
 // load is one VICI command that gives charon a credential.
 type load struct {
 	what, command string

@@ -63,6 +63,15 @@ type exchange struct {
 	ctx     context.Context
 	session *session
 	timeout time.Duration
+	// errors counts what fails, nil for nowhere.
+	errors *errorCounts
+}
+
+// failed counts a command that was refused or not answered.
+func (x *exchange) failed(command string) {
+	if x.errors != nil && x.ctx.Err() == nil {
+		x.errors.add(command)
+	}
 }
 
 // command sends one command and returns charon's answer. The answer is also
@@ -78,9 +87,13 @@ func (x *exchange) command(name string, args *vici.Message) (*vici.Message, erro
 		return err
 	})
 	if err != nil {
+		x.failed(name)
 		return nil, err
 	}
 	if answer.Err() != nil {
+		if text(answer, "matches") != "0" {
+			x.failed(name)
+		}
 		return answer, refusal(name, text(answer, "errmsg"))
 	}
 	return answer, nil
@@ -95,11 +108,13 @@ func (x *exchange) stream(name, event string, args *vici.Message) ([]*vici.Messa
 		return err
 	})
 	if err != nil {
+		x.failed(name)
 		return nil, err
 	}
 	// govici appends the closing answer to what was streamed.
 	last := len(messages) - 1
 	if messages[last].Err() != nil {
+		x.failed(name)
 		return nil, refusal(name, text(messages[last], "errmsg"))
 	}
 	return messages[:last], nil

@@ -16,6 +16,7 @@ import (
 type Facts struct {
 	Now     time.Time
 	Version string // of this program
+	Root    bool   // who runs it is root
 	Config  ConfigFacts
 	Cert    CertFacts
 	Target  TargetFacts
@@ -192,7 +193,8 @@ type KernelFacts struct {
 	Err      error
 	Networks []Network
 	// Plain is the route to the rendezvous, Marked that of packets with the agent's
-	// mark; where there is no rendezvous both are those of the default route.
+	// mark. Where there is no rendezvous, or it is this machine, both are those of the
+	// default route.
 	Plain, Marked Route
 	// Source is the address of this node that its packets to the rendezvous have.
 	Source   netip.Addr

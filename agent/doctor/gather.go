@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
 	"sync"
 	"time"
 )
@@ -55,7 +56,7 @@ var gatherers = [sources]func(context.Context, *Facts){
 
 // gather asks the sources that the checks need, all at once.
 func gather(ctx context.Context, o Options, chosen []check) Facts {
-	f := Facts{Now: time.Now(), Version: o.Version}
+	f := Facts{Now: time.Now(), Version: o.Version, Root: os.Geteuid() == 0}
 	f.Config = readConfig(o.Config)
 	f.Cert = readCertificate(f.Config.Config)
 	f.Target = resolve(ctx, f.Config)

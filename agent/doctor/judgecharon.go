@@ -276,6 +276,9 @@ func judgeCompetitors(f *Facts) Finding {
 	if f.Charon.Err != nil {
 		return noCharon()
 	}
+	if x, found := unloaded(f); found {
+		return x
+	}
 	var foreign []string
 	for _, c := range f.Charon.Conns {
 		if slices.Contains(f.State.Owned, c.Name) {
@@ -290,6 +293,26 @@ func judgeCompetitors(f *Facts) Finding {
 		return ok("other connections in charon, which meet none of Bodkin's: %s", strings.Join(foreign, ", "))
 	}
 	return ok("no other connections in charon")
+}
+
+// unloaded finds tunnels of Bodkin's whose connections somebody took out of charon.
+func unloaded(f *Facts) (Finding, bool) {
+	var names []string
+	for _, sa := range f.Charon.SAs {
+		loaded := slices.ContainsFunc(f.Charon.Conns, func(c charon.ConnectionInfo) bool { return c.Name == sa.Name })
+		if !loaded && slices.Contains(f.State.Owned, sa.Name) && !slices.Contains(names, sa.Name) {
+			names = append(names, sa.Name)
+		}
+	}
+	if len(names) == 0 {
+		return Finding{}, false
+	}
+	x := problem(Warn, "connections that Bodkin loaded are gone from charon: %s", strings.Join(names, ", ")).
+		meaning("their tunnels stand, but a peer that begins anew is refused. swanctl --load-conns and --load-all do that: they unload what swanctl.conf lacks")
+	for _, name := range names {
+		x = x.mend("swanctl --terminate --ike %s   # the agent loads it and makes the tunnel again", name)
+	}
+	return x, true
 }
 
 // rivals looks at the daemons of this machine.
@@ -323,7 +346,7 @@ func meets(f *Facts, c charon.ConnectionInfo) (Finding, bool) {
 	who := fmt.Sprintf("charon has a connection %s that Bodkin did not load", c.Name)
 	remove := func(x Finding) (Finding, bool) {
 		return x.mend("remove or rename it where it comes from: grep -rn '%s' /etc/swanctl /etc/ipsec.conf /etc/ipsec.d", c.Name).
-			mend("swanctl --load-conns"), true
+			mend("systemctl restart strongswan   # not swanctl --load-conns, which unloads Bodkin's connections, too"), true
 	}
 	for _, t := range f.Agent.Status.Tunnels {
 		switch peer := string(t.Peer); {

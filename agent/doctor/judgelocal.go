@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -31,6 +30,8 @@ func judgeConfig(f *Facts) Finding {
 	case c.Missing:
 		return skipped("no configuration at %s: this machine has not joined; the defaults are looked at", c.Path).
 			mend("bodkin join https://CONNECTOR:7443 --token TOKEN")
+	case errors.Is(c.Err, fs.ErrPermission):
+		return skipped("%s: run doctor as root", c.Err)
 	case c.Err != nil:
 		return problem(Fail, "%s", c.Err).
 			meaning("the agent does not start, or goes on with what it read before").
@@ -165,7 +166,7 @@ func judgeState(f *Facts) Finding {
 			meaning("the agent does not start with a damaged list of its connections").
 			mend("mv %s %s.damaged; end the tunnels it listed: swanctl --list-conns, swanctl --terminate --ike NAME",
 				filepath.Join(dir, stateFile), filepath.Join(dir, stateFile))
-	case errors.Is(s.Err, fs.ErrPermission) && os.Geteuid() != 0:
+	case errors.Is(s.Err, fs.ErrPermission) && !f.Root:
 		return skipped("%s: run doctor as root", s.Err)
 	case s.Err != nil:
 		return problem(Fail, "%s", s.Err).meaning(effect).
@@ -254,6 +255,9 @@ func judgeRewrite(f *Facts) Finding {
 	if p := f.Config.Config.Punch; p != wire.PolicyAuto && f.Config.readable() {
 		return skipped("punch: %s: ports are not searched for", p)
 	}
+	if !f.Root && errors.Is(f.Rewrite, fs.ErrPermission) {
+		return skipped("%s: run doctor as root", f.Rewrite)
+	}
 	if f.Rewrite != nil {
 		return problem(Warn, "%s", f.Rewrite).
 			meaning("pairs in which this node is behind a symmetric NAT and the peer filters by port stay relayed").
@@ -274,14 +278,13 @@ func judgeConntrack(f *Facts) Finding {
 	if most == 0 {
 		return ok("not in use")
 	}
-	verdict, percent := OK, count*100/most
-	switch {
-	case percent >= conntrackFull:
-		verdict = Fail
-	case percent >= conntrackHigh:
-		verdict = Warn
-	default:
+	percent := count * 100 / most
+	if percent < conntrackHigh {
 		return ok("%d of %d entries", count, most)
+	}
+	verdict := Warn
+	if percent >= conntrackFull {
+		verdict = Fail
 	}
 	return problem(verdict, "%d of %d entries: %d %%", count, most, percent).
 		meaning("the kernel drops packets of new flows, checks and IKE among them, when it is full").

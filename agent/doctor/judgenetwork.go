@@ -135,8 +135,11 @@ func judgeUDP(f *Facts) Finding {
 	case shared == most:
 		return ok("UDP 4500 is seen as %s", u.Shared[0].Mapped)
 	case shared == 0 && fresh == 0 && f.Agent.Err == nil && f.Agent.Status.Rendezvous.Connected && mapped.IsValid():
-		return ok("UDP %s and %d do not answer; the agent's session names others, which see UDP 4500 as %s",
-			portNumber(u.Shared[0]), stunPorts[1], mapped)
+		return problem(Warn, "no answer from %s, UDP %d and %d, but a moment ago the agent had one: UDP 4500 was seen as %s",
+			f.Target.addr(), stunPorts[0], stunPorts[1], mapped).
+			meaning("UDP has just stopped to pass, or the rendezvous has its STUN service on other ports, and then all is well").
+			mend("bodkin doctor --check rendezvous-udp   # in a minute").
+			mend("on the rendezvous: ss -ulpn | grep bodkin")
 	case shared == 0 && fresh == 0:
 		return problem(Fail, "no answer from %s, UDP %d and %d", f.Target.addr(), stunPorts[0], stunPorts[1]).
 			meaning("UDP does not leave this network, or does not get into the rendezvous': no direct tunnel, and no relayed one either").

@@ -33,7 +33,7 @@ func gatherKernel(_ context.Context, f *Facts) {
 	var errs [3]error
 	k.Networks, errs[0] = networks()
 	to := f.Target.addr()
-	if !to.IsValid() {
+	if !to.IsValid() || f.Target.Here {
 		to = nowhere4
 	}
 	k.Plain, k.Marked = routeTo(to, 0), routeTo(to, f.Config.Config.Mark)

@@ -50,8 +50,8 @@ func explainDisk(path string, err error) error {
 
 // configuration is a new node's agent.yaml: what the join decided, and nothing
 // that has a default.
-var configuration = template.Must(template.New("agent.yaml").Parse(`# Written by bodkin join. What is not here has its default: see
-# /usr/share/doc/bodkin/configuration.md.
+var configuration = template.Must(template.New("agent.yaml").Parse(`# Written by bodkin join. What is not here has its default; docs/configuration.md
+# explains all keys, and /usr/share/doc/bodkin/examples/agent-edge.yaml has them.
 
 # Where the rendezvous is.
 rendezvous: "https://{{.Host}}"

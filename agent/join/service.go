@@ -29,7 +29,7 @@ func (Systemd) Start(ctx context.Context) (string, error) {
 			return "", fmt.Errorf("systemd runs, but there is no systemctl: use --no-service and start the agent yourself")
 		}
 		if err != nil {
-			return "", fmt.Errorf("systemctl %s %s: %s: install Bodkin's package, or use --no-service", verb, Unit, strings.Join(strings.Fields(string(out)), " "))
+			return "", fmt.Errorf("systemctl %s %s: %s: install Bodkin's package, or use --no-service", verb, Unit, strings.TrimSuffix(strings.Join(strings.Fields(string(out)), " "), "."))
 		}
 	}
 	return Unit + " enabled and started", nil

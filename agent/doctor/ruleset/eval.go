@@ -91,7 +91,7 @@ const (
 type walk struct {
 	rules  *Ruleset
 	packet Packet
-	// accepted: it may have left the chain already, so what comes then is not sure.
+	// accepted: it may have passed already, so nothing that comes is sure.
 	accepted bool
 	outcome  Outcome
 }
@@ -109,32 +109,44 @@ func (w *walk) end(fate Fate, c *chain, handle uint64, sure answer) {
 	}
 }
 
+// through goes through the rules of a chain.
 func (w *walk) through(c *chain, depth int) ending {
 	if depth > maxDepth {
 		return falls
 	}
+	sure := yes // perhaps, once it may have returned
 	for _, x := range c.rules {
-		regs := registers{}
-		matches := yes
-		for _, e := range x.exprs {
-			v, fate := w.step(c, &regs, e, &matches)
-			if matches == no {
-				break
-			}
-			if v == nil && fate == Passes {
-				continue
-			}
-			switch w.act(c, x.handle, v, fate, matches, depth) {
-			case decided:
-				return decided
-			case falls:
-				if v != nil && (v.Kind == expr.VerdictReturn || v.Kind == expr.VerdictGoto) && matches == yes {
-					return falls
-				}
-			}
+		v, fate, matches := w.evaluate(c, x)
+		switch {
+		case matches == no || v == nil && fate == Passes:
+			continue
+		case v != nil && v.Kind == expr.VerdictReturn && matches == yes:
+			return falls
+		case v != nil && v.Kind == expr.VerdictReturn:
+			sure = perhaps
+			continue
+		}
+		matches = matches.and(sure)
+		if w.act(c, x.handle, v, fate, matches, depth) == decided {
+			return decided
+		}
+		if v != nil && v.Kind == expr.VerdictGoto && matches == yes {
+			return falls
 		}
 	}
 	return falls
+}
+
+// evaluate is what a rule does, and whether it matches.
+func (w *walk) evaluate(c *chain, x rule) (*expr.Verdict, Fate, answer) {
+	regs, matches := registers{}, yes
+	for _, e := range x.exprs {
+		v, fate := w.step(c, &regs, e, &matches)
+		if matches == no || v != nil || fate != Passes {
+			return v, fate, matches
+		}
+	}
+	return nil, Passes, matches
 }
 
 // act does what a rule orders, as far as it is sure that it matches.
@@ -152,10 +164,6 @@ func (w *walk) act(c *chain, handle uint64, v *expr.Verdict, fate Fate, matches 
 			return decided
 		}
 		w.accepted = true
-	case expr.VerdictReturn:
-		if matches == perhaps {
-			w.accepted = true
-		}
 	case expr.VerdictJump, expr.VerdictGoto:
 		return w.jump(c, v.Chain, matches, depth)
 	}
@@ -179,8 +187,17 @@ func (w *walk) jump(c *chain, name string, matches answer, depth int) ending {
 	if matches == yes {
 		return w.through(to, depth+1)
 	}
-	w.accepted = true
-	w.through(to, depth+1)
+	aside := walk{rules: w.rules, packet: w.packet}
+	end := aside.through(to, depth+1)
+	switch {
+	case aside.outcome.Fate != Passes:
+		if w.outcome.Fate == Passes {
+			w.outcome = Outcome{Perhaps, aside.outcome.Place}
+		}
+	case end == decided:
+		w.accepted = true
+	}
+	w.accepted = w.accepted || aside.accepted
 	return falls
 }
 

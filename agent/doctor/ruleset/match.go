@@ -8,6 +8,13 @@ import (
 	"github.com/google/nftables/xt"
 )
 
+// answered is the status of a flow that was answered: seen reply, assured,
+// confirmed, and not translated.
+const answered = 1<<1 | 1<<2 | 1<<3
+
+// invertDest is XT_ADDRTYPE_INVERT_DEST.
+const invertDest = 1 << 1
+
 // local is RTN_LOCAL, the type of an address of this host.
 const local = 2
 
@@ -84,10 +91,16 @@ func (w *walk) payload(e *expr.Payload) []byte {
 }
 
 func (w *walk) conntrack(regs *registers, e *expr.Ct) {
+	native := func(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
+	known := w.packet.State == Established
 	switch {
 	case e.SourceRegister:
 	case e.Key == expr.CtKeySTATE:
-		regs.set(e.Register, binary.NativeEndian.AppendUint32(nil, uint32(w.packet.State)))
+		regs.set(e.Register, native(uint32(w.packet.State)))
+	case e.Key == expr.CtKeySTATUS && known:
+		regs.set(e.Register, native(answered))
+	case e.Key == expr.CtKeySTATUS:
+		regs.set(e.Register, native(0))
 	default:
 		regs.set(e.Register, nil)
 	}
@@ -175,6 +188,12 @@ func (w *walk) extension(e *expr.Match) answer {
 			return no
 		}
 		return perhaps
+	case *xt.AddrTypeV1:
+		if !w.packet.Local || info.Source != 0 || info.Dest == 0 {
+			return perhaps
+		}
+		inverted := info.Flags&invertDest != 0
+		return is((info.Dest&(1<<local) != 0) != inverted)
 	case *xt.ConntrackMtinfo3:
 		if xt.ConntrackFlags(info.MatchFlags) != xt.ConntrackState {
 			return perhaps

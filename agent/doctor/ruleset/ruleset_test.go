@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/xt"
 
 	"github.com/bodkin-net/bodkin/internal/nstest"
 )
@@ -53,6 +55,15 @@ func TestInput(t *testing.T) {
 		{"family", `table inet f { chain in { ` + in + `meta nfproto ipv6 drop; }; }`, Passes, Passes, Dropped},
 		{"limited", `table inet f { chain in { ` + in + `udp dport 4500 limit rate over 10/second drop; }; }`, Perhaps, Perhaps, Perhaps},
 		{"perhaps accepted", `table inet f { chain in { ` + in + `policy drop; meta skuid 0 accept; }; }`, Perhaps, Perhaps, Perhaps},
+		{"translated only", `table inet f { chain in { ` + in + `ct status dnat accept; drop; }; }`, Dropped, Dropped, Dropped},
+		{"perhaps returned", `table inet f { chain logs { limit rate 3/minute return; }; chain in { ` + in + `jump logs; udp dport 4500 drop; }; }`, Dropped, Dropped, Dropped},
+		{"perhaps returned before", `table inet f { chain some { meta skuid 0 return; drop; }; chain in { ` + in + `jump some; }; }`, Perhaps, Perhaps, Perhaps},
+		{"perhaps there", `table inet f { chain web { tcp dport 80 accept; }; chain in { ` + in + `meta skuid 0 jump web; drop; }; }`, Dropped, Dropped, Dropped},
+		{"perhaps accepted there", `table inet f { chain ike { accept; }; chain in { ` + in + `meta skuid 0 jump ike; drop; }; }`, Perhaps, Perhaps, Perhaps},
+		{"perhaps dropped there", `table inet f { chain bad { drop; }; chain in { ` + in + `meta skuid 0 jump bad; }; }`, Perhaps, Perhaps, Perhaps},
+		// As firewalld makes them: accepted when the service is in the zone.
+		{"zones", `table inet firewalld { chain allow { udp dport 500 accept; }; chain zone { jump allow; reject with icmpx admin-prohibited; };
+		    chain in { ` + in + `ct state { established, related } accept; ct status dnat accept; ct state invalid drop; iifname "lo" goto zone; reject; }; }`, Passes, Dropped, Dropped},
 		{"late", `table inet f { chain in { ` + in + `accept; }; }
 		          table inet g { chain in { type filter hook input priority 10; udp dport 4500 drop; }; }`, Dropped, Dropped, Dropped},
 		{"ours", `table inet bodkin-relay { chain in { ` + in + `drop; }; }`, Passes, Passes, Passes},
@@ -75,6 +86,39 @@ func TestInput(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What iptables-nft writes for its own matches.
+func TestExtensions(t *testing.T) {
+	any16 := [2]uint16{0, 0xffff}
+	state := func(bits uint16, invert xt.ConntrackFlags) *xt.ConntrackMtinfo3 {
+		return &xt.ConntrackMtinfo3{ConntrackMtinfo2: xt.ConntrackMtinfo2{
+			ConntrackMtinfoBase: xt.ConntrackMtinfoBase{MatchFlags: uint16(xt.ConntrackState), InvertFlags: uint16(invert)}, StateMask: bits,
+		}}
+	}
+	w := walk{packet: firstFrom}
+	for _, tt := range []struct {
+		info xt.InfoAny
+		want answer
+	}{
+		{&xt.Udp{SrcPorts: any16, DstPorts: [2]uint16{4500, 4500}}, yes},
+		{&xt.Udp{SrcPorts: any16, DstPorts: [2]uint16{500, 500}}, no},
+		{&xt.Udp{SrcPorts: any16, DstPorts: [2]uint16{500, 500}, InvFlags: xt.UdpInvDestPorts}, yes},
+		{&xt.Tcp{}, no},
+		{state(2|4, 0), no},
+		{state(8, 0), yes},
+		{state(8, xt.ConntrackState), no},
+		{&xt.ConntrackMtinfo3{ConntrackMtinfo2: xt.ConntrackMtinfo2{ConntrackMtinfoBase: xt.ConntrackMtinfoBase{MatchFlags: uint16(xt.ConntrackProto)}}}, perhaps},
+		{&xt.AddrTypeV1{Dest: uint16(xt.AddrTypeLocal)}, yes},
+		{&xt.AddrTypeV1{Dest: uint16(xt.AddrTypeMulticast)}, no},
+		{&xt.AddrTypeV1{Dest: uint16(xt.AddrTypeLocal), Flags: invertDest}, no},
+		{&xt.AddrTypeV1{Source: uint16(xt.AddrTypeLocal)}, perhaps},
+		{new(xt.Unknown), perhaps},
+	} {
+		if got := w.extension(&expr.Match{Info: tt.info}); got != tt.want {
+			t.Errorf("%+v: %v, want %v", tt.info, got, tt.want)
+		}
 	}
 }
 
