@@ -63,6 +63,8 @@ type Daemon struct {
 	port *punch.Port
 	// renewal follows the certificate, key and CA.
 	renewal *renewal
+	// unloadedAt is when to look next whether charon has our connections.
+	unloadedAt time.Time
 	// reissue asks for a new certificate before the present one ends.
 	reissue *reissue
 	// revocations is what the CA has revoked.
@@ -274,6 +276,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 				d.roamed(ctx, now, roamEvent{})
 			}
 			d.followReissue(ctx, now)
+			d.findUnloaded(ctx, now)
 			d.followCredentials(ctx, now)
 			d.loadRevocations(ctx)
 			d.keepState(now)

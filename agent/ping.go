@@ -138,7 +138,7 @@ func echo(ctx context.Context, from, to netip.Addr, timeout time.Duration) (time
 		return 0, err
 	}
 	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })()
+	defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })() // fails only when closed
 	if err := conn.SetReadDeadline(time.Now().Add(timeout)); err != nil {
 		return 0, err
 	}

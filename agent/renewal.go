@@ -45,8 +45,8 @@ type renewal struct {
 	asked  atomic.Bool
 	lookAt time.Time
 	files  certfile.Watch
-	// stale are the connections whose certificate in charon may be another than
-	// the present one.
+	// stale are the connections that are to be loaded again: their certificate in
+	// charon may be another than the present one, or charon has them no longer.
 	stale map[string]bool
 	// notice is the last word on the certificate's validity.
 	notice   certfile.Validity
@@ -156,7 +156,7 @@ func (id *identity) holds(leaf *x509.Certificate, path string) error {
 	return nil
 }
 
-// refreshConnections loads the connections of stale certificates again. An IKE
+// refreshConnections loads stale connections again. An IKE
 // SA that stands keeps the configuration it was made from.
 func (d *Daemon) refreshConnections(ctx context.Context) {
 	if !d.charonUp || len(d.renewal.stale) == 0 {
@@ -186,12 +186,12 @@ func (d *Daemon) refreshConnections(ctx context.Context) {
 			continue // its path is not known yet
 		}
 		if err := r.load(ctx, path); err != nil {
-			d.log.Warn("connection not reloaded with the present certificate; trying again", "connection", name, "err", err)
+			d.log.Warn("connection not loaded again; trying again", "connection", name, "err", err)
 			return
 		}
 		left--
 		delete(d.renewal.stale, name)
-		d.log.Debug("connection reloaded with the present certificate", "connection", name)
+		d.log.Debug("connection loaded again", "connection", name)
 	}
 }
 

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -48,5 +49,34 @@ func TestAdoptedTunnelDies(t *testing.T) {
 	t.Logf("interrupted for %v", echos.Longest())
 	if echos.Longest() < 2*time.Second {
 		t.Error("nothing broke")
+	}
+}
+
+// TestUnloaded: what `swanctl --load-conns` takes out of charon, the agent puts back,
+// and no ping is lost over it.
+func TestUnloaded(t *testing.T) {
+	t.Parallel()
+	ctx, c := start(t, ClusterOptions{})
+	a, _ := edge(ctx, t, c, "edge1", lab.PortRestricted)
+	b, _ := edge(ctx, t, c, "edge2", lab.PortRestricted)
+	must(t, c.Apply(ctx, "all-edges", a, b))
+	direct(ctx, t, c, a, b)
+	stream, err := a.StartStream(ctx, b)
+	must(t, err)
+	defer stream.Stop()
+
+	_, err = a.Swanctl(ctx, "--load-conns")
+	must(t, err)
+	conns, err := a.Swanctl(ctx, "--list-conns")
+	must(t, err)
+	if strings.Contains(conns, b.Name+":") {
+		t.Fatalf("swanctl took nothing out:\n%s", conns)
+	}
+	must(t, c.until(ctx, "the agent puts the connections back", func() (bool, error) {
+		conns, err := a.Swanctl(ctx, "--list-conns")
+		return strings.Contains(conns, b.Name+":"), err
+	}))
+	if echos := stream.Stop(); echos.Lost() > 0 {
+		t.Errorf("%d of %d pings lost", echos.Lost(), len(echos))
 	}
 }

@@ -70,6 +70,23 @@ func (c *Client) Load(ctx context.Context, conn Connection) error {
 	return c.simple(ctx, "load-conn", m)
 }
 
+// ConnectionNames are those of the connections that charon has, whoever loaded them.
+func (c *Client) ConnectionNames(ctx context.Context) (names []string, err error) {
+	err = c.do(ctx, func(x *exchange) error {
+		names, err = x.connectionNames()
+		return err
+	})
+	return names, err
+}
+
+func (x *exchange) connectionNames() ([]string, error) {
+	m, err := x.command("get-conns", nil)
+	if err != nil {
+		return nil, err
+	}
+	return texts(m, "conns"), nil
+}
+
 // Unload removes a connection. Its SAs stay: Terminate them. ErrNotFound when
 // charon has no connection of that name.
 func (c *Client) Unload(ctx context.Context, name string) error {
@@ -79,11 +96,11 @@ func (c *Client) Unload(ctx context.Context, name string) error {
 	}
 	return c.do(ctx, func(x *exchange) error {
 		// charon's refusal differs from others only in its text, so look first.
-		loaded, err := x.command("get-conns", nil)
+		loaded, err := x.connectionNames()
 		if err != nil {
 			return err
 		}
-		if !slices.Contains(texts(loaded, "conns"), name) {
+		if !slices.Contains(loaded, name) {
 			return fmt.Errorf("unload connection %q: %w", name, ErrNotFound)
 		}
 		_, err = x.command("unload-conn", args)
