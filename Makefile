@@ -1,7 +1,7 @@
 # Everything a person types here. Sources of truth: go.mod for Go modules,
 # .ci/deps for Debian packages, this file for the linter's version.
 .DEFAULT_GOAL := help
-.PHONY: help build test e2e-kernel demo demo-stop matrix trace diagrams bench faults herd soak lint deps fmt clean FORCE
+.PHONY: help build test e2e-kernel demo demo-stop matrix trace diagrams screenshots bench faults herd soak lint deps fmt clean docs packages FORCE
 
 VERSION := $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo devel)
 
@@ -9,6 +9,14 @@ VERSION := $(shell git -c safe.directory='*' describe --tags --always --dirty 2>
 # another version here builds it anew.
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := build/bin/golangci-lint-$(GOLANGCI_VERSION)
+# The same for the builder of packages.
+NFPM_VERSION := v2.45.2
+NFPM := build/bin/nfpm-$(NFPM_VERSION)
+
+# Packages of one commit are the same wherever and whenever they are built.
+COMMIT_DATE := $(shell git -c safe.directory='*' log -1 --format=%ct 2>/dev/null || echo 0)
+DEB_VERSION = $(shell deploy/debian/version '$(VERSION)' $(COMMIT_DATE))
+ARCHS := amd64 arm64
 
 # One package may take this long under the race detector; e2e takes the most.
 TEST_TIMEOUT := 18m
@@ -46,6 +54,9 @@ trace: deps build/bodkin build/labrun ## Print the packets of one pair of sites 
 diagrams: deps build/bodkin build/labrun ## Draw the packets of each strategy into docs/nat.md (needs root)
 	@build/labrun diagrams --document docs/nat.md
 
+screenshots: deps ## Take pictures of the status page for docs/img, of made-up nodes
+	BODKIN_SCREENSHOTS=$(CURDIR)/docs/img go test -count=1 -run '^TestPage(Views|Login)$$' ./rendezvous
+
 bench: deps build/bodkin build/labrun ## Measure against strongSwan mediation, write build/bench.json (needs root)
 	@build/labrun bench
 
@@ -57,6 +68,29 @@ herd: build/bodkin build/labrun ## Kill the rendezvous of many simulated agents,
 
 soak: deps build/bodkin build/labrun ## Random faults and an invariant checker, write build/soak.json (MINUTES=10 SEED=N; needs root)
 	@build/labrun soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
+docs: build/bodkin ## Write docs/cli.md from the command line's own help
+	build/bodkin docs markdown > docs/cli.md
+
+packages: $(ARCHS:%=package-%) ## Build Debian packages into build/packages
+
+# What a package holds beside the binary is the same for all architectures.
+build/packages/shared: build/bodkin FORCE
+	rm -rf build/packages/man build/packages/completions
+	mkdir -p build/packages/completions
+	SOURCE_DATE_EPOCH=$(COMMIT_DATE) build/bodkin docs man build/packages/man
+	gzip -9n build/packages/man/*.1
+	for shell in bash zsh fish; do build/bodkin completion $$shell > build/packages/completions/$$shell || exit; done
+
+package-%: build/packages/shared $(NFPM) FORCE
+	mkdir -p build/packages/$*
+	CGO_ENABLED=0 GOARCH=$* go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o build/packages/$*/bodkin ./cmd/bodkin
+	ARCH=$* DEB_VERSION='$(DEB_VERSION)' SOURCE_DATE_EPOCH=$(COMMIT_DATE) $(NFPM) package --config deploy/nfpm.yaml --packager deb \
+		--target 'build/packages/bodkin_$(DEB_VERSION)_$*.deb'
+
+$(NFPM):
+	GOBIN=$(CURDIR)/build/bin go install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)
+	mv build/bin/nfpm $@
 
 lint: $(GOLANGCI) ## Run the linters of .golangci.yml
 	$(GOLANGCI) run ./...

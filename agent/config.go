@@ -21,62 +21,89 @@ import (
 // cannot help.
 var ErrConfig = errors.New("configuration")
 
-// Config is the agent's configuration file. docs/configuration.md explains
-// each key.
+// Config is the agent's configuration file. docs/configuration.md is made of the
+// fields' comments (make docs): what an operator should know of a key stands there.
 type Config struct {
-	// Rendezvous is the URL of the signalling service, https://host:7443.
+	// Rendezvous is the URL of the rendezvous, https://host or https://host:port;
+	// the port is 7443 unless given, a path is ignored. Required.
 	Rendezvous string `yaml:"rendezvous"`
-	// Certificate, Key and CA are PEM files, the same that strongSwan uses.
+	// Certificate is the PEM file of the node's certificate, which says who the
+	// node is: the name is its first subjectAltName of type DNS, or else its
+	// common name, and the IKE identity is its subject. It, `key` and `ca` are
+	// read again when they change.
 	Certificate string `yaml:"certificate"`
-	Key         string `yaml:"key"`
-	CA          string `yaml:"ca"`
-	// LoadCredentials gives the three to charon too. Turn it off where they
-	// are in charon's own configuration.
+	// Key is the PEM file of its private key, not encrypted.
+	Key string `yaml:"key"`
+	// CA is the PEM file of the authorities that have signed the node's
+	// certificate, the rendezvous' and those of the peers.
+	CA string `yaml:"ca"`
+	// LoadCredentials gives the three to charon over VICI. `false` where they are
+	// in charon's own configuration.
 	LoadCredentials bool `yaml:"loadCredentials"`
-	// Endpoint describes this node, in FabEdge's fields.
+	// Endpoint is what this node is to the others, in FabEdge's fields.
 	Endpoint EndpointConfig `yaml:"endpoint"`
-	// VICISocket is charon's control socket.
+	// VICISocket is the path of charon's control socket.
 	VICISocket string `yaml:"viciSocket"`
-	// IKEPort is the UDP port charon listens on for NATed peers.
+	// IKEPort is charon's UDP port for peers behind NAT; nothing but 4500 is
+	// accepted.
 	IKEPort uint16 `yaml:"ikePort"`
-	// Punch is how far punching may go.
+	// Punch is how far this node punches: `auto`; `ice-only`, openers and checks to
+	// addresses that were named, but no prediction of and no search for ports; or
+	// `never`. A community's annotation `bodkin.net/punch` and `bodkin node set`
+	// can only restrict it further.
 	Punch wire.Policy `yaml:"punch"`
 	// Probe bounds the search for a port of a symmetric NAT.
 	Probe ProbeConfig `yaml:"probe"`
-	// PortMapping has the router asked to forward a port to IKEPort.
+	// PortMapping has this node's router forward a UDP port to `ikePort`, by PCP,
+	// NAT-PMP or UPnP, where it speaks one of them: peers reach the node there even
+	// through a symmetric NAT. Only the default gateway is asked. Renewed while the
+	// agent runs, given back when it stops; a Connector never asks.
 	PortMapping bool `yaml:"portMapping"`
-	// Metered: somebody pays for each byte. What keeps tunnels known to be alive
-	// is sent as seldom as the node's NAT permits.
+	// Metered says that somebody pays for this node's bytes: an idle path is
+	// checked every 5 min instead of every 30 s, or within 0.8 of the lifetime that
+	// the NATs' mappings are known to have, and the rendezvous pings every 2 min.
+	// With traffic a dead path is noticed as fast as elsewhere, an idle one later.
+	// It holds for both ends of each of the node's pairs.
 	Metered bool `yaml:"metered"`
-	// DirectMark marks what came out of a direct tunnel, see there. With ESP in
-	// the kernel only.
+	// DirectMark is put on what comes out of a direct tunnel. Not used with
+	// kernel-libipsec.
 	DirectMark DirectMark `yaml:"directMark"`
-	// Mark is the socket mark (SO_MARK) charon's own socket carries, 0 for
-	// none. Needed with kernel-libipsec.
+	// Mark is the socket mark (SO_MARK) that charon's own socket carries,
+	// `charon.plugins.socket-default.fwmark`; 0 for none. Needed with
+	// kernel-libipsec, see [how it works](how-it-works.md#the-shared-port).
 	Mark uint32 `yaml:"mark"`
-	// Socket is the unix socket of `bodkin status`.
+	// Socket is the path of the unix socket of `bodkin status`, `sas` and `ping`,
+	// mode 0660; its directory is made.
 	Socket string `yaml:"socket"`
-	// Metrics is the TCP address that GET /metrics is served at, empty for the unix
-	// socket alone.
+	// Metrics is the TCP address of `GET /metrics`, such as 127.0.0.1:7481, open to
+	// whoever can connect; empty for the unix socket alone.
 	Metrics string `yaml:"metrics"`
-	// StateDir keeps the list of connections that are ours.
+	// StateDir is the directory of `agent.json`, the list of charon's connections
+	// that are Bodkin's, and of `crl.der`, the rendezvous' list of revoked
+	// certificates; made if it is not there.
 	StateDir string `yaml:"stateDir"`
-	// Renew has the agent ask for a new certificate before the present one ends,
-	// where the rendezvous issues certificates.
+	// Renew has the agent ask the rendezvous for a new certificate when two thirds
+	// of the present one's life are over, where the rendezvous issues certificates.
+	// The files are written where `certificate` says.
 	Renew bool `yaml:"renew"`
-	// TeardownOnExit ends the tunnels when the agent stops.
+	// TeardownOnExit ends the tunnels when the agent stops; also the flag
+	// `--teardown-on-exit`.
 	TeardownOnExit bool `yaml:"teardownOnExit"`
-	// LogLevel is debug, info, warn or error.
+	// LogLevel is `debug`, `info`, `warn` or `error`.
 	LogLevel string `yaml:"logLevel"`
 }
 
 // DirectMark is a mark (and the bits of it that count) on packets that came out
 // of a direct tunnel, so that the kernel does not hold those that came through
-// the relay against the direct tunnel's policy. The bits must not be used by
-// anything else on the node.
+// the relay against the direct tunnel's policy.
 type DirectMark struct {
+	// Value is the mark that the kernel puts on what comes out of a direct tunnel,
+	// so that packets which still come through the relay are not held against that
+	// tunnel's policy. Not 0. Change it where something else on the node uses the
+	// bit. Not used with kernel-libipsec.
 	Value uint32 `yaml:"value"`
-	Mask  uint32 `yaml:"mask"`
+	// Mask has the bits of `directMark.value` that count.
+	Mask uint32 `yaml:"mask"`
 }
 
 // defaultDirectMark is a bit that neither kube-proxy nor the common CNIs use.
@@ -84,11 +111,14 @@ const defaultDirectMark = 0x1000_0000
 
 // ProbeConfig bounds the search for a port of a symmetric NAT.
 type ProbeConfig struct {
-	// Rate is in packets per second.
+	// Rate is in packets per second, of a search for a port of a peer's symmetric
+	// NAT, 1 to 1000.
 	Rate uint16 `yaml:"rate"`
-	// Ports is how many are opened on the symmetric side.
+	// Ports is how many this node opens when it is the symmetric side of a search,
+	// 1 to 1024.
 	Ports uint16 `yaml:"ports"`
-	// Max is how many packets one attempt may send from the other side.
+	// Max is how many packets one search may send, 1 to 20000. An attempt lasts
+	// 12 s; what `probe.rate` has not sent by then is not sent.
 	Max uint16 `yaml:"max"`
 }
 
@@ -105,13 +135,24 @@ const (
 // EndpointConfig is FabEdge's endpoint. ID and Name default to what the
 // certificate says.
 type EndpointConfig struct {
-	ID              string   `yaml:"id"`
-	Name            string   `yaml:"name"`
-	Subnets         []string `yaml:"subnets"`
-	NodeSubnets     []string `yaml:"nodeSubnets"`
+	// ID is the IKE identity; if set, it must be the certificate's subject.
+	ID string `yaml:"id"`
+	// Name is `cluster.node`; if set, it must be the certificate's name.
+	Name string `yaml:"name"`
+	// Subnets are the networks behind this node (pods), in CIDR. At least one; none
+	// may overlap a subnet of another node.
+	Subnets []string `yaml:"subnets"`
+	// NodeSubnets are the node's own addresses in CIDR, usually one /32. They may be
+	// the same as another node's (private addresses in different networks), but then
+	// the pair gets no `-p2n` and `-n2p`.
+	NodeSubnets []string `yaml:"nodeSubnets"`
+	// PublicAddresses are IP addresses or host names at which edges reach this
+	// node's charon; required for a Connector.
 	PublicAddresses []string `yaml:"publicAddresses"`
-	Type            string   `yaml:"type"`
-	Port            uint16   `yaml:"port"`
+	// Type is `Edge` or `Connector`.
+	Type string `yaml:"type"`
+	// Port is the UDP port that belongs to `endpoint.publicAddresses`; 0 is 4500.
+	Port uint16 `yaml:"port"`
 }
 
 // DefaultConfig is what a key that is not given means.

@@ -56,6 +56,7 @@ type Cluster struct {
 	AdminSocket string
 
 	bin        string
+	host       *lab.Host // the connector's
 	rendezvous *lab.Process
 	config     string
 	admin      *http.Client
@@ -76,6 +77,7 @@ type Node struct {
 	cluster *Cluster
 	config  string
 	agent   *lab.Process
+	joins   int // how many were started
 }
 
 // ClusterOptions describe a cluster.
@@ -95,6 +97,13 @@ type ClusterOptions struct {
 	CommunitiesDir string
 	// NoRelay leaves what is not direct down.
 	NoRelay bool
+	// OwnCA has the rendezvous make a CA with `bodkin rendezvous init`, and the
+	// nodes join with tokens. Otherwise the lab's CA is an existing one.
+	OwnCA bool
+	// NoConnector leaves the connector without charon and agent.
+	NoConnector bool
+	// Rendezvous is appended to the rendezvous' configuration.
+	Rendezvous string
 }
 
 // NewCluster starts a lab with a connector, and on it charon, the rendezvous
@@ -115,10 +124,18 @@ func NewCluster(ctx context.Context, o ClusterOptions) (*Cluster, error) {
 	if err != nil {
 		return c, err
 	}
+	c.host = host
 	if err := host.EnableForwarding(); err != nil { // it relays between edges
 		return c, err
 	}
 	if err := c.startRendezvous(ctx, host, o); err != nil {
+		return c, err
+	}
+	if o.NoConnector {
+		return c, nil
+	}
+	if o.OwnCA {
+		c.Connector, err = c.joinNode(ctx, host, "connector", "Connector")
 		return c, err
 	}
 	c.Connector, err = c.addNode(ctx, host, "connector", "Connector")
@@ -165,14 +182,14 @@ func (c *Cluster) connectorHost(o ClusterOptions) (*lab.Host, error) {
 }
 
 func (c *Cluster) startRendezvous(ctx context.Context, h *lab.Host, o ClusterOptions) error {
-	cert, key, err := c.PKI().Issue("rendezvous."+c.Name, lab.CertOptions{Addrs: append(c.publicAddrs(), h.Addr())})
+	credentials, err := c.rendezvousCredentials(ctx, h, o)
 	if err != nil {
 		return err
 	}
 	c.AdminSocket = filepath.Join(h.Dir(), "rdv.sock")
 	c.config = filepath.Join(h.Dir(), "rendezvous.yaml")
-	conf := fmt.Sprintf("certificate: %s\nkey: %s\nca: %s\nstore: %s\nadminSocket: %s\nlogLevel: %s\ncommunitiesDir: %q\nstatus: %s\n",
-		cert, key, c.PKI().CAPath(), filepath.Join(h.Dir(), "rendezvous.db"), c.AdminSocket, c.logLevel, o.CommunitiesDir, StatusAddr)
+	conf := fmt.Sprintf("%sstore: %s\nadminSocket: %s\nlogLevel: %s\ncommunitiesDir: %q\nstatus: %s\n%s",
+		credentials, filepath.Join(h.Dir(), "rendezvous.db"), c.AdminSocket, c.logLevel, o.CommunitiesDir, StatusAddr, o.Rendezvous)
 	if o.NoRelay {
 		conf += "relay:\n  enabled: false\n"
 	}
@@ -188,6 +205,16 @@ func (c *Cluster) startRendezvous(ctx context.Context, h *lab.Host, o ClusterOpt
 		},
 	}}
 	return c.RestartRendezvous(ctx, h)
+}
+
+// rendezvousCredentials are the keys of a configuration for what the rendezvous
+// proves itself with, after they were made.
+func (c *Cluster) rendezvousCredentials(ctx context.Context, h *lab.Host, o ClusterOptions) (string, error) {
+	if o.OwnCA {
+		return c.initRendezvous(ctx, h)
+	}
+	cert, key, err := c.PKI().Issue("rendezvous."+c.Name, lab.CertOptions{Addrs: append(c.publicAddrs(), h.Addr())})
+	return fmt.Sprintf("certificate: %s\nkey: %s\nca: %s\n", cert, key, c.PKI().CAPath()), err
 }
 
 // publicAddrs are where the connector can be reached, IPv4 first.
@@ -212,7 +239,7 @@ func yamlList[T fmt.Stringer](items []T) string {
 // the same store. h is nil for where it ran before.
 func (c *Cluster) RestartRendezvous(ctx context.Context, h *lab.Host) error {
 	if h == nil {
-		h = c.Connector.Host
+		h = c.host
 	}
 	if c.rendezvous != nil {
 		c.rendezvous.Kill()
@@ -261,8 +288,8 @@ func (c *Cluster) addNode(ctx context.Context, h *lab.Host, name, typ string) (*
 	return n, n.StartAgent(ctx)
 }
 
-// prepareNode makes a node of a host: all but the agent runs.
-func (c *Cluster) prepareNode(h *lab.Host, name, typ string) (*Node, error) {
+// newNode makes a node of a host: charon runs and knows nothing.
+func (c *Cluster) newNode(h *lab.Host, name string) (*Node, error) {
 	n := &Node{Host: h, Name: c.Name + "." + name, cluster: c}
 	n.Subnet = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 233, byte(64 + c.next), 0}), 24)
 	n.Pod = n.Subnet.Addr().Next()
@@ -271,6 +298,16 @@ func (c *Cluster) prepareNode(h *lab.Host, name, typ string) (*Node, error) {
 		return nil, err
 	}
 	if _, err := h.StartCharon(lab.CharonOptions{}); err != nil {
+		return nil, err
+	}
+	c.nodes[n.Name] = n
+	return n, nil
+}
+
+// prepareNode makes a node of a host: all but the agent runs.
+func (c *Cluster) prepareNode(h *lab.Host, name, typ string) (*Node, error) {
+	n, err := c.newNode(h, name)
+	if err != nil {
 		return nil, err
 	}
 	cert, key, err := c.PKI().Issue(n.Name, lab.CertOptions{})
@@ -288,7 +325,6 @@ func (c *Cluster) prepareNode(h *lab.Host, name, typ string) (*Node, error) {
 	if err := os.WriteFile(n.config, []byte(conf), 0o600); err != nil {
 		return nil, err
 	}
-	c.nodes[n.Name] = n
 	return n, nil
 }
 

@@ -40,8 +40,20 @@ type SessionConfig struct {
 	// Count is told the size of each packet of the session, in both directions,
 	// without UDP's and IP's headers; nil for nobody.
 	Count func(bytes int)
-	Log   *slog.Logger
+	// Seen is told what happens to a candidate pair for the first time; nil for
+	// nobody. It must return at once and not call the session.
+	Seen func(m Moment, remote netip.AddrPort)
+	Log  *slog.Logger
 }
+
+// Moment is what Seen is told of.
+type Moment int
+
+// Moments.
+const (
+	CheckSent  Moment = iota // a check of this side's leaves
+	CheckHeard               // a check of the peer's came in, and is the peer's
+)
 
 // Path is a working candidate pair.
 type Path struct {
@@ -63,6 +75,7 @@ type Session struct {
 	forbidden     []Forbidden
 	leaves        func(base, remote netip.Addr) bool
 	count         func(bytes int)
+	seen          func(Moment, netip.AddrPort)
 	log           *slog.Logger
 	agent         *ice.Agent
 	conns         map[netip.AddrPort]*checkConn // read-only after NewSession
@@ -103,7 +116,7 @@ func (p *Port) NewSession(cfg SessionConfig) (*Session, error) {
 	}
 	s := &Session{
 		port: p, role: cfg.Role, local: cfg.Local, remote: cfg.Remote,
-		forbidden: cfg.Forbidden, leaves: cfg.Leaves, count: cfg.Count, log: cfg.Log,
+		forbidden: cfg.Forbidden, leaves: cfg.Leaves, count: cfg.Count, seen: cfg.Seen, log: cfg.Log,
 		astray:   map[[2]netip.Addr]bool{},
 		conns:    map[netip.AddrPort]*checkConn{},
 		done:     make(chan struct{}),
@@ -114,6 +127,9 @@ func (p *Port) NewSession(cfg SessionConfig) (*Session, error) {
 	}
 	if s.count == nil {
 		s.count = func(int) {}
+	}
+	if s.seen == nil {
+		s.seen = func(Moment, netip.AddrPort) {}
 	}
 	if err := s.newAgent(acceptanceFor(p.Local(), cfg.Remotes)); err != nil {
 		return nil, fmt.Errorf("ICE agent: %w", err)

@@ -37,7 +37,10 @@ func (s *Session) request(pk packet) {
 func (s *Session) checked(_ *stun.Message, local, remote ice.Candidate, _ *ice.CandidatePair) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.checks.at(pair{addrOf(local), addrOf(remote)}).heard++
+	c := s.checks.at(pair{addrOf(local), addrOf(remote)})
+	if c.heard++; c.heard == 1 {
+		s.seen(CheckHeard, addrOf(remote))
+	}
 	s.lastHeard = time.Now()
 	return false
 }
@@ -71,8 +74,12 @@ func (s *Session) sending(p pair, msg *stun.Message) bool {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || !s.checks.at(p).mayCheck(now, nomination) {
+	c := s.checks.at(p)
+	if s.closed || !c.mayCheck(now, nomination) {
 		return false
+	}
+	if c.sent == 1 {
+		s.seen(CheckSent, p.remote)
 	}
 	s.expire(now)
 	s.pending = append(s.pending, pendingCheck{msg.TransactionID, p, now})

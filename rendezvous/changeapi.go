@@ -59,7 +59,7 @@ func (s *Server) change(ctx context.Context, action, object string, f func(*stor
 	}
 	s.log.Info("changed", "who", a.Who, "from", a.From, "action", a.Action, "object", a.Object, "detail", a.Detail)
 	e := EventView{Kind: EventChange, Text: wire.Clip(strings.TrimSpace(a.Who + ": " + a.Action + " " + a.Object + " " + a.Detail))}
-	if strings.Contains(action, "communit") {
+	if strings.HasSuffix(action, " community") || strings.HasSuffix(action, " communities") {
 		e.Kind = EventCommunity
 	}
 	s.events.add(now, e)

@@ -19,50 +19,70 @@ import (
 // cannot help.
 var ErrConfig = errors.New("configuration")
 
-// Config is the rendezvous' configuration file. docs/configuration.md explains
-// each key.
+// Config is the rendezvous' configuration file. docs/configuration.md is made of
+// the fields' comments (make docs): what an operator should know of a key stands
+// there.
 type Config struct {
-	// Listen is the TCP address of the signalling service (HTTPS, websocket).
+	// Listen is the TCP address agents connect to, `host:port` or `:port`.
 	Listen string `yaml:"listen"`
-	// Certificate, Key and CA are PEM files. Agents are let in whose
-	// certificate the CA has signed.
+	// Certificate is the PEM file of the rendezvous' certificate; it must hold the
+	// address or name that agents dial as subjectAltName. It, `key` and `ca` are
+	// read again when they change. With `caKey` the rendezvous renews it by itself.
 	Certificate string `yaml:"certificate"`
-	Key         string `yaml:"key"`
-	CA          string `yaml:"ca"`
-	// CAKey is the CA's private key, by which the rendezvous issues the nodes'
-	// certificates. Empty: an existing CA is used as it is, and nothing is issued.
+	// Key is the PEM file of its private key, not encrypted.
+	Key string `yaml:"key"`
+	// CA is the PEM file of the authorities; an agent is let in with a certificate
+	// that one of them has signed.
+	CA string `yaml:"ca"`
+	// CAKey is the PEM file of the CA's private key, by which nodes join with
+	// tokens and renew their certificates. Empty: an existing CA, such as
+	// FabEdge's, is used as it is and nothing is issued.
 	CAKey string `yaml:"caKey"`
-	// Approval is auto, or manual: an operator has to approve each node.
+	// Approval is what lets a node in that has a certificate: `auto`, nothing more;
+	// `manual`, `bodkin node approve`. It holds for nodes that are known already
+	// and were never approved, too; sessions that stand are not ended by it.
 	Approval Approval `yaml:"approval"`
-	// CertificateLifetime is a node certificate's, such as 2160h.
+	// CertificateLifetime is how long a node's certificate is good, in Go's form
+	// (`2160h`), 1m or more. Agents renew theirs when two thirds are over.
 	CertificateLifetime string `yaml:"certificateLifetime"`
-	// STUN are the two UDP addresses of the STUN service. Two ports tell what
-	// kind of mapping a NAT makes.
+	// STUN are the two UDP addresses of the STUN service, `IP:port` or `:port`;
+	// without an IP it serves IPv4 and IPv6 and answers from the address that was
+	// asked. The port numbers are told to agents as they stand, who use all of them
+	// with the address they dialled: a port mapping in front must not change them,
+	// and agents need all ports on one address. Two different IPs of one family are
+	// for other clients (change-IP, RFC 5780).
 	STUN []string `yaml:"stun"`
-	// STUNAlternates are two more UDP ports of the STUN service, one beside
-	// each of STUN on the same address: what comes from there unasked tells
-	// what a NAT lets in.
+	// STUNAlternates are two more UDP ports of the STUN service, one for each of
+	// `stun` on the same IP: what comes from there unasked shows what a NAT lets in.
+	// Told to agents, and to be mapped, like those of `stun`; 0 is a port of the
+	// system's choice.
 	STUNAlternates []uint16 `yaml:"stunAlternates"`
-	// PublicAddresses are addresses the rendezvous is reached at from outside.
-	// Agents that dialled it over IPv6 find the STUN service over IPv4 there,
-	// and the other way round.
+	// PublicAddresses are IPs, at most 4, under which the STUN service is reached
+	// from outside, the ports unchanged: an agent that dialled over IPv6 asks there
+	// for its IPv4 address, and the other way round. Leave it empty where the
+	// rendezvous has only one family.
 	PublicAddresses []string `yaml:"publicAddresses"`
-	// Status is the TCP address of the status page and API. Other than on
-	// loopback it speaks TLS and demands a credential of `bodkin access`.
+	// Status is the TCP address of the status page, the JSON API and the metrics.
+	// On loopback (`localhost` too) it speaks HTTP, and who has no credential may
+	// read; elsewhere it speaks HTTPS with `certificate` and asks for one
+	// (`bodkin access`).
 	Status string `yaml:"status"`
-	// AdminSocket is the unix socket of the commands that change something.
+	// AdminSocket is the path of the unix socket that the commands use which ask the
+	// rendezvous, mode 0660; its directory must exist.
 	AdminSocket string `yaml:"adminSocket"`
-	// Store is the database file.
+	// Store is the path of the database, made with mode 0600 if there is none; its
+	// directory must exist.
 	Store string `yaml:"store"`
-	// CommunitiesDir is a directory of Community files, watched; "" for none.
+	// CommunitiesDir is a directory of Community files (`*.yaml`, `*.yml`, no dot
+	// files) that is watched; empty for none.
 	CommunitiesDir string `yaml:"communitiesDir"`
-	// Connectors are the nodes that may be endpoints of type Connector, to
-	// whom every edge of their cluster keeps a tunnel. Empty is FabEdge's
-	// name for it, CLUSTER.connector, in each cluster.
+	// Connectors are the nodes that may call themselves `type: Connector`, to whom
+	// every edge of their cluster keeps a tunnel; empty means FabEdge's name for it,
+	// `CLUSTER.connector`, in each cluster.
 	Connectors []string `yaml:"connectors"`
 	// Relay is what is done for pairs that are not direct.
 	Relay RelayConfig `yaml:"relay"`
-	// LogLevel is debug, info, warn or error.
+	// LogLevel is `debug`, `info`, `warn` or `error`.
 	LogLevel string `yaml:"logLevel"`
 }
 
@@ -81,11 +101,16 @@ const minLifetime = time.Minute
 
 // RelayConfig says whether connectors carry what has no direct path.
 type RelayConfig struct {
-	// Enabled gives each edge a way through its cluster's connector to those it
-	// shares a community with.
+	// Enabled says that members of a community that have no direct tunnel reach each
+	// other through the connector of their cluster; `false`: they do not reach each
+	// other.
 	Enabled bool `yaml:"enabled"`
-	// Ranges are the networks that this way leads to, in CIDR. Empty is what
-	// follows from the members' subnets.
+	// Ranges are the networks that the relay leads to, at most 64, of /8 (IPv6: /32)
+	// or longer. Each member's subnets must lie inside and be narrower, or the
+	// member is not relayed. Empty is worked out: each member's subnet widened to
+	// the /16 (IPv6: /48) around it, by one bit if it is as wide already. Set it
+	// where pods use other addresses of those networks for something else: what they
+	// send there would go to the connector, and be dropped.
 	Ranges []string `yaml:"ranges"`
 }
 
@@ -150,7 +175,7 @@ func LoadConfig(path string) (Config, error) {
 
 // Retired are the keys of former versions, and what to do instead.
 func (Config) Retired() map[string]string {
-	return map[string]string{
+	return map[string]string{ //nolint:gosec // names, no credentials
 		"statusTokenFile": "create credentials with `bodkin access create`, by which the page and the API are then reached over https",
 	}
 }

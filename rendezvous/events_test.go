@@ -125,7 +125,7 @@ func TestEventFilter(t *testing.T) {
 		{"", []uint64{4, 3, 2, 1}}, {"limit=2", []uint64{4, 3}}, {"node=a.x", []uint64{4, 3}},
 		{"pair=c.x|b.x", []uint64{2}}, {"node=c.x&limit=1", []uint64{2}}, {"node=d.x", nil},
 	} {
-		f, err := eventQuery(httptest.NewRequest("GET", "/?"+tt.query, nil))
+		f, err := eventQuery(httptest.NewRequest(http.MethodGet, "/?"+tt.query, nil))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,7 +135,7 @@ func TestEventFilter(t *testing.T) {
 		}
 	}
 	for _, query := range []string{"limit=x", "limit=-1", "pair=a.x", "pair=|a.x"} {
-		if _, err := eventQuery(httptest.NewRequest("GET", "/?"+query, nil)); !errors.Is(err, errInvalid) {
+		if _, err := eventQuery(httptest.NewRequest(http.MethodGet, "/?"+query, nil)); !errors.Is(err, errInvalid) {
 			t.Errorf("%s: %v", query, err)
 		}
 	}
@@ -163,14 +163,14 @@ type stream struct {
 func (r *running) stream(client *http.Client, base, query string, change func(*http.Request)) *stream {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), testWait)
-	req, err := http.NewRequestWithContext(ctx, "GET", base+"/api/v1/events/stream"+query, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/api/v1/events/stream"+query, nil)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	if change != nil {
 		change(req)
 	}
-	resp, err := client.Do(req) //nolint:bodyclose // by the cleanup
+	resp, err := client.Do(req)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -279,7 +279,7 @@ func TestStreamEnds(t *testing.T) {
 	w := httptest.NewRecorder()
 	go func() {
 		defer close(done)
-		s.stream(w, httptest.NewRequest("GET", "/", nil), eventFilter{}, 0, func() bool { return <-may })
+		s.stream(w, httptest.NewRequest(http.MethodGet, "/", nil), eventFilter{}, 0, func() bool { return <-may })
 	}()
 	may <- true
 	may <- true
@@ -290,7 +290,7 @@ func TestStreamEnds(t *testing.T) {
 	}
 	s.open.Store(maxStreams)
 	w = httptest.NewRecorder()
-	s.stream(w, httptest.NewRequest("GET", "/api/v1/events/stream", nil), eventFilter{}, 0, nil)
+	s.stream(w, httptest.NewRequest(http.MethodGet, "/api/v1/events/stream", nil), eventFilter{}, 0, nil)
 	if w.Code != 503 || !strings.Contains(w.Body.String(), "200 streams are open") || s.open.Load() != maxStreams {
 		t.Errorf("%d %s, %d open", w.Code, w.Body, s.open.Load())
 	}

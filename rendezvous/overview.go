@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
 	"github.com/bodkin-net/bodkin/store"
 )
 
@@ -72,12 +73,13 @@ var clock = regexp.MustCompile(`\d\d:\d\d:\d\d UTC`)
 // inGeneral is the reason without what is this pair's own, for metrics: each of
 // their labels is kept for weeks.
 func inGeneral(p pairBrief) string {
-	text := p.reason
-	for i, n := range p.names {
-		text = strings.ReplaceAll(text, string(n), []string{"NODE", "PEER"}[i])
+	longer, shorter := p.names[0], p.names[1]
+	if len(longer) < len(shorter) { // one name may begin with the other
+		longer, shorter = shorter, longer
 	}
-	if text == "" || text[0] == 'P' && strings.HasPrefix(text, "PEER") && !strings.Contains(text, "NODE") {
-		text = strings.ReplaceAll(text, "PEER", "NODE")
+	text := p.reason
+	for _, name := range []wire.NodeName{longer, shorter} {
+		text = strings.ReplaceAll(text, string(name), "NODE")
 	}
 	return clock.ReplaceAllString(text, "TIME")
 }

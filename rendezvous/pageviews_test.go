@@ -25,6 +25,7 @@ func sampleViews(s *sampleCluster) [][3]string {
 		{"nodes", "nodes", "300 of 300 nodes"},
 		{"node", "nodes/" + string(s.nodes[5].Name), "Observed mappings"},
 		{"matrix", "matrix", "44,850 pairs"},
+		{"matrix-cluster", "matrix?q=beijing.edge+beijing.edge", "1,225 pairs"},
 		{"pairs", "pairs", "The first 200"},
 		{"pair", fmt.Sprintf("pairs/%s/%s", tried.Nodes[0], tried.Nodes[1]), "order received"},
 		{"communities", "communities", "tills"},
@@ -47,14 +48,16 @@ func TestPageViews(t *testing.T) {
 		b.waitText("main", want)
 		b.screenshot(name)
 		b.dark(true)
-		if name == "overview" || name == "pair" {
+		if name == "overview" {
 			b.screenshot(name + "-dark")
 		}
 		b.dark(false)
 		b.size(390, 844, 2)
 		b.waitText("main", want)
 		eval[chromedp.Void](b, `document.querySelector(".attempt")?.scrollIntoView(), undefined`)
-		b.screenshot(name + "-phone")
+		if name == "overview" || name == "matrix" || name == "pair" {
+			b.screenshot(name + "-phone")
+		}
 		if over := eval[int](b, `document.documentElement.scrollWidth`) - 390; over > 0 {
 			t.Errorf("%s on a phone: %d px wider than the screen", name, over)
 		}
@@ -293,4 +296,34 @@ func TestPagePairsFilter(t *testing.T) {
 	eval[chromedp.Void](b, `(() => { const s = document.querySelector("#filter-state"); s.value = "down"; s.dispatchEvent(new Event("change")); })()`)
 	b.waitText("tbody", "shenzhen.edge16 is offline")
 	b.waitText("main p[role=status]", "The first 200")
+}
+
+// What the rendezvous itself lacks stands over every view.
+func TestPageSaysProblems(t *testing.T) {
+	s := newSampleCluster(t, 24)
+	s.overview.Problem, s.overview.Trouble = "store: no space left on device", "certificate not renewed: no such file"
+	b := newBrowser(t)
+	b.visit(s.URL + "/#/communities")
+	b.waitText("#problems", "Not ready: store: no space left on device")
+	b.waitText("#problems", "certificate not renewed: no such file")
+	s.mu.Lock()
+	s.overview.Problem, s.overview.Trouble = "", ""
+	s.mu.Unlock()
+	b.waitText("#stream", "live")
+	s.send(EventView{Kind: EventCommunity, Text: "communities applied"})
+	b.waitFor(`document.querySelector("#problems").childElementCount === 0`)
+}
+
+// A search that matches nothing, a view and a node that do not exist say so.
+func TestPageWhenThereIsNothing(t *testing.T) {
+	s := newSampleCluster(t, 24)
+	b := newBrowser(t)
+	b.accept = []string{"404"} // the browser's own word on a node that is not there
+	for view, want := range map[string]string{
+		"matrix?q=none": "No pair matches.", "nodes?q=none": "No node matches.", "pairs?node=none": "No pair matches.",
+		"events?q=none": "No event matches.", "elsewhere": "There is no such view", "nodes/beijing.none": "not found",
+	} {
+		b.visit(s.URL + "/#/" + view)
+		b.waitText("main", want)
+	}
 }

@@ -45,6 +45,8 @@ func (s *streamer) stream(w http.ResponseWriter, r *http.Request, filter eventFi
 		_, err := w.Write([]byte(text))
 		return err == nil && out.Flush() == nil
 	}
+	// The connection may be used again.
+	defer func() { _ = out.SetWriteDeadline(time.Time{}) }()
 	pause := time.NewTicker(s.pause)
 	defer pause.Stop()
 	text := ": bodkin\n\n" // so that the reader knows at once that it is connected

@@ -7,8 +7,8 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -17,19 +17,19 @@ import (
 )
 
 func newCommunity() *cobra.Command {
-	var socket string
+	var server rendezvousFlags
 	cmd := &cobra.Command{
 		Use:   "community",
-		Short: "Say who may talk to whom (on the rendezvous' machine)",
+		Short: "Say who may talk to whom",
 		Args:  args(cobra.NoArgs),
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.PersistentFlags().StringVar(&socket, "socket", rendezvous.DefaultConfig().AdminSocket, "the rendezvous' admin socket")
-	cmd.AddCommand(newCommunityApply(&socket), newCommunityGet(&socket), newCommunityDelete(&socket))
+	server.register(cmd)
+	cmd.AddCommand(newCommunityApply(&server), newCommunityGet(&server), newCommunityDelete(&server))
 	return cmd
 }
 
-func newCommunityApply(socket *string) *cobra.Command {
+func newCommunityApply(server *rendezvousFlags) *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use:     "apply -f FILE",
@@ -47,8 +47,11 @@ func newCommunityApply(socket *string) *cobra.Command {
 			var applied struct {
 				Applied []string `json:"applied"`
 			}
-			err = call(cmd.Context(), *socket, "the rendezvous", http.MethodPut, "/api/v1/communities", url.Values{"file": {file}}, b, &applied)
+			c, err := server.client()
 			if err != nil {
+				return err
+			}
+			if err := c.do(cmd.Context(), http.MethodPut, "/api/v1/communities", url.Values{"file": {file}}, b, &applied); err != nil {
 				return err
 			}
 			for _, name := range applied.Applied {
@@ -68,80 +71,64 @@ func readInput(stdin io.Reader, file string) ([]byte, error) {
 	return os.ReadFile(file)
 }
 
-func newCommunityGet(socket *string) *cobra.Command {
-	var output string
+func newCommunityGet(server *rendezvousFlags) *cobra.Command {
+	var o output
 	cmd := &cobra.Command{
-		Use:   "get [NAME]",
-		Short: "List the communities in force",
-		Args:  args(cobra.MaximumNArgs(1)),
+		Use:     "get [NAME]",
+		Short:   "List the communities in force",
+		Example: "  bodkin community get\n  bodkin community get all-edges -o yaml",
+		Args:    args(cobra.MaximumNArgs(1)),
+
+		ValidArgsFunction: completeArgs(1, server.communityNames),
 		RunE: func(cmd *cobra.Command, names []string) error {
-			if err := checkOutput(output); err != nil {
+			c, err := server.client()
+			if err != nil {
 				return err
 			}
 			var list struct {
-				Communities []rendezvous.Community `json:"communities"`
+				Communities []rendezvous.CommunityView `json:"communities"`
 			}
-			if err := call(cmd.Context(), *socket, "the rendezvous", http.MethodGet, "/api/v1/communities", nil, nil, &list); err != nil {
+			if err := c.get(cmd.Context(), "/api/v1/communities", nil, &list); err != nil {
 				return err
 			}
 			found := list.Communities
 			if len(names) == 1 {
-				found = nil
-				for _, c := range list.Communities {
-					if c.Name == names[0] {
-						found = append(found, c)
-					}
-				}
-				if found == nil {
+				found = slices.DeleteFunc(found, func(c rendezvous.CommunityView) bool { return c.Name != names[0] })
+				if len(found) == 0 {
 					return fmt.Errorf("community %s not found", names[0])
 				}
 			}
-			if output == "json" {
-				return printJSON(cmd.OutOrStdout(), found)
-			}
-			tw := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(tw, "NAME\tPUNCH\tMEMBERS")
-			for _, c := range found {
-				fmt.Fprintf(tw, "%s\t%s\t%s\n", c.Name, cmp.Or(c.Punch, wire.PolicyAuto), strings.Join(c.Members, " "))
-			}
-			return tw.Flush()
+			return o.print(cmd, found, func(p *printer) { printCommunities(p, found) })
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	o.register(cmd)
 	return cmd
 }
 
-func newCommunityDelete(socket *string) *cobra.Command {
-	return newDelete(socket, "community", "Delete a community; tunnels no other community asks for end")
+func printCommunities(p *printer, list []rendezvous.CommunityView) {
+	t := p.table("NAME", "PUNCH", "+SOURCE", "MEMBERS")
+	for _, c := range list {
+		t.row(c.Name, cmp.Or(c.Punch, wire.PolicyAuto), c.Source, strings.Join(c.Members, " "))
+	}
+	t.end()
 }
 
-// newDelete deletes a named thing of the API: "community" or "node".
-func newDelete(socket *string, what, short string) *cobra.Command {
-	plural := map[string]string{"community": "communities", "node": "nodes"}[what]
+func newCommunityDelete(server *rendezvousFlags) *cobra.Command {
 	return &cobra.Command{
-		Use:   "delete NAME",
-		Short: short,
-		Args:  args(cobra.ExactArgs(1)),
+		Use:     "delete NAME",
+		Short:   "Delete a community; tunnels no other community asks for end",
+		Example: "  bodkin community delete all-edges",
+		Args:    args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, names []string) error {
-			path := "/api/v1/" + plural + "/" + url.PathEscape(names[0])
-			if err := call(cmd.Context(), *socket, "the rendezvous", http.MethodDelete, path, nil, nil, nil); err != nil {
+			c, err := server.client()
+			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s %s deleted\n", what, names[0])
+			if err := c.do(cmd.Context(), http.MethodDelete, "/api/v1/communities"+segment(names[0]), nil, nil, nil); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "community %s deleted\n", names[0])
 			return nil
 		},
 	}
-}
-
-func newNodes() *cobra.Command {
-	var socket string
-	cmd := &cobra.Command{
-		Use:   "node",
-		Short: "Manage the nodes the rendezvous knows (on its machine)",
-		Args:  args(cobra.NoArgs),
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.PersistentFlags().StringVar(&socket, "socket", rendezvous.DefaultConfig().AdminSocket, "the rendezvous' admin socket")
-	cmd.AddCommand(newDelete(&socket, "node", "Forget a node that is gone for good; its subnets are free again"))
-	return cmd
 }

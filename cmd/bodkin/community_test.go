@@ -29,8 +29,8 @@ func adminAPI(t *testing.T, asked *[]string) (socket string) {
 			w.WriteHeader(http.StatusNotFound)
 			fmt.Fprint(w, `{"error": "community east not found"}`)
 		case r.Method == http.MethodGet:
-			fmt.Fprint(w, `{"communities": [{"name": "all-edges", "members": ["beijing.edge1", "beijing.edge2"]},
-				{"name": "east", "members": ["shanghai.edge1"], "punch": "ice-only"}]}`)
+			fmt.Fprint(w, `{"communities": [{"name": "all-edges", "members": ["beijing.edge1", "beijing.edge2"], "source": "all.yaml"},
+				{"name": "east", "members": ["shanghai.edge1"], "punch": "ice-only", "source": "east.yaml"}]}`)
 		}
 	})
 }
@@ -70,7 +70,8 @@ func TestCommunity(t *testing.T) {
     "members": [
       "shanghai.edge1"
     ],
-    "punch": "ice-only"
+    "punch": "ice-only",
+    "source": "east.yaml"
   }
 ]
 `, 0},

@@ -2,11 +2,9 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -15,25 +13,26 @@ import (
 )
 
 func newForecast() *cobra.Command {
-	var socket, file, output string
+	var server rendezvousFlags
+	var o output
+	var file string
 	cmd := &cobra.Command{
 		Use:   "forecast {-f FILE | COMMUNITY}",
-		Short: "Say which pairs of a community can be direct, and why others cannot (on the rendezvous' machine)",
+		Short: "Say which pairs of a community can be direct, and why others cannot",
 		Long: "Forecast judges every pair of the communities in a file, or of one that is in force, by what\n" +
 			"the rendezvous knows of the nodes' NATs. Nothing is tried and nothing is stored.",
 		Example: "  bodkin forecast -f all-edges.yaml\n  bodkin forecast all-edges -o json",
 		Args:    args(cobra.MaximumNArgs(1)),
+
+		ValidArgsFunction: completeArgs(1, server.communityNames),
 		RunE: func(cmd *cobra.Command, names []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			if (file == "") == (len(names) == 0) {
 				return usageError{fmt.Errorf("forecast: want either -f FILE or the name of a community")}
 			}
 			method, path, query := http.MethodPost, "/api/v1/forecast", url.Values{"file": {file}}
 			var body []byte
 			if file == "" {
-				method, path, query = http.MethodGet, path+"/"+url.PathEscape(names[0]), nil
+				method, path, query = http.MethodGet, path+segment(names[0]), nil
 			} else {
 				var err error
 				if body, err = readInput(cmd.InOrStdin(), file); err != nil {
@@ -41,40 +40,41 @@ func newForecast() *cobra.Command {
 				}
 			}
 			var f rendezvous.Forecast
-			if err := call(cmd.Context(), socket, "the rendezvous", method, path, query, body, &f); err != nil {
+			c, err := server.client()
+			if err != nil {
 				return err
 			}
-			if output == "json" {
-				return printJSON(cmd.OutOrStdout(), f)
+			if err := c.do(cmd.Context(), method, path, query, body, &f); err != nil {
+				return err
 			}
-			return printForecast(cmd.OutOrStdout(), f)
+			return o.print(cmd, f, func(p *printer) { printForecast(p, f) })
 		},
 	}
-	cmd.Flags().StringVar(&socket, "socket", rendezvous.DefaultConfig().AdminSocket, "the rendezvous' admin socket")
+	server.register(cmd)
 	cmd.Flags().StringVarP(&file, "file", "f", "", "YAML file of communities, - for standard input")
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	o.register(cmd)
 	return cmd
 }
 
-func printForecast(w io.Writer, f rendezvous.Forecast) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "NODE\tNODE\tEXPECTED\tSTRATEGY\tREASON")
-	for _, p := range f.Pairs {
-		reason := p.Verdict.Reason
-		for _, name := range p.Offline {
+// expectations are the styles of what is expected of a pair.
+var expectations = map[nat.Expectation]style{nat.Direct: good, nat.Relay: warn}
+
+func printForecast(p *printer, f rendezvous.Forecast) {
+	t := p.table("NODE", "NODE", "EXPECTED", "STRATEGY", "REASON")
+	for _, pair := range f.Pairs {
+		reason := pair.Verdict.Reason
+		for _, name := range pair.Offline {
 			reason += fmt.Sprintf(" (%s is offline: as last known)", name)
 		}
-		strategy := "-" // of what is not expected to succeed it is of no interest
-		if p.Verdict.Expect == nat.Direct {
-			strategy = string(p.Verdict.Strategy)
+		strategy := "" // of what is not expected to succeed it is of no interest
+		if pair.Verdict.Expect == nat.Direct {
+			strategy = string(pair.Verdict.Strategy)
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\n", p.Nodes[0], p.Nodes[1], p.Verdict.Expect, strategy, reason)
+		expect := pair.Verdict.Expect
+		t.row(pair.Nodes[0], pair.Nodes[1], cell{string(expect), expectations[expect]}, strategy, reason)
 	}
-	if err := tw.Flush(); err != nil {
-		return err
-	}
-	_, err := fmt.Fprintln(w, "\n"+conclusion(f.Summary))
-	return err
+	t.end()
+	p.printf("\n%s\n", conclusion(f.Summary))
 }
 
 // conclusion is the summary in a line.

@@ -25,7 +25,7 @@ var rooms = map[string]room{
 	"rendezvous/wire": {},
 	"rendezvous": {
 		rooms: []string{"rendezvous/wire", "rendezvous/access", "rendezvous/enrol", "rendezvous/page", "punch/nat", "store",
-			"internal/certfile", "internal/yamlfile", "internal/unixsock"},
+			"internal/pki", "internal/certfile", "internal/yamlfile", "internal/unixsock"},
 		modules: []string{
 			"github.com/pion/stun/v4", "github.com/gorilla/websocket",
 			"go.yaml.in/yaml/v3",                  // communities
@@ -68,9 +68,13 @@ var rooms = map[string]room{
 	"agent/join": {rooms: []string{"rendezvous/wire", "agent", "internal/pki"}, modules: []string{"go.yaml.in/yaml/v3"}},
 	// What can be wrong on a machine: `bodkin doctor`.
 	"agent/doctor": {
-		rooms:   []string{"agent", "agent/charon", "punch/rawudp", "rendezvous/wire", "internal/certfile"},
+		rooms: []string{"agent", "agent/charon", "agent/doctor/ruleset", "punch/rawudp", "rendezvous/wire", "internal/certfile",
+			"punch",          // STUN from the shared port
+			"punch/rewrite"}, // tries the rules, without a trace
 		modules: []string{"github.com/vishvananda/netlink", "github.com/google/nftables", "golang.org/x/sys", "golang.org/x/net", "github.com/pion/stun/v4"},
 	},
+	// What the host's firewall would do with a packet: knows nothing of Bodkin.
+	"agent/doctor/ruleset": {modules: []string{"github.com/google/nftables"}},
 	// Both daemons read their configuration alike, and do not know each other.
 	"internal/yamlfile": {modules: []string{"go.yaml.in/yaml/v3"}},
 	// Keys, requests and certificates as both ends of a join make them, and files of
@@ -89,6 +93,7 @@ var rooms = map[string]room{
 			"github.com/spf13/cobra", "github.com/coreos/go-systemd/v22",
 			"go.yaml.in/yaml/v3", // -o yaml
 			"golang.org/x/term",  // colours only there
+			"golang.org/x/sys",   // the clock that systemd counts by
 		},
 	},
 	// The lab stands beside Bodkin: what it tests is the built binary.

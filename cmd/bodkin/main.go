@@ -3,24 +3,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
-
-	"github.com/bodkin-net/bodkin/agent"
-	"github.com/bodkin-net/bodkin/rendezvous"
-)
-
-// Exit codes.
-const (
-	exitFailed = 1 // it did not work; trying again may help
-	exitConfig = 2 // the configuration or the command line is wrong
 )
 
 // version is set by the Makefile.
@@ -31,22 +20,11 @@ func main() {
 	err := newRoot().ExecuteContext(ctx)
 	stop()
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "bodkin:", err)
+		if err.Error() != "" {
+			fmt.Fprintln(os.Stderr, "bodkin:", err)
+		}
 		os.Exit(exitCode(err))
 	}
-}
-
-// usageError marks a wrong command line or input.
-type usageError struct{ error }
-
-func (e usageError) Unwrap() error { return e.error }
-
-func exitCode(err error) int {
-	var usage usageError
-	if errors.As(err, &usage) || errors.Is(err, rendezvous.ErrConfig) || errors.Is(err, agent.ErrConfig) {
-		return exitConfig
-	}
-	return exitFailed
 }
 
 func newRoot() *cobra.Command {
@@ -63,26 +41,10 @@ func newRoot() *cobra.Command {
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newRendezvous(), newAgent(), newStatus(), newNetcheck(), newCommunity(), newForecast(), newNodes(), newVersion())
+	registerColour(root)
+	addGroups(root)
+	root.AddCommand(topics()...)
 	return root
-}
-
-func newVersion() *cobra.Command {
-	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			fmt.Fprintln(cmd.OutOrStdout(), "bodkin", buildVersion())
-			return nil
-		},
-	}
-}
-
-// buildVersion prefers what the Makefile set to what Go recorded.
-func buildVersion() string {
-	if info, ok := debug.ReadBuildInfo(); ok && version == "devel" && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return version
 }
 
 // args makes a wrong number of arguments a usage error.
@@ -95,10 +57,11 @@ func args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
-func newLogger(level string) (*slog.Logger, error) {
-	var l slog.Level
+// newLogger logs from a level on that can be changed.
+func newLogger(level string) (*slog.Logger, *slog.LevelVar, error) {
+	var l slog.LevelVar
 	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, usageError{fmt.Errorf("logLevel: %q: want debug, info, warn or error", level)}
+		return nil, nil, usageError{fmt.Errorf("logLevel: %q: want debug, info, warn or error", level)}
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: &l})), &l, nil
 }

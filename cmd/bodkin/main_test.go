@@ -40,6 +40,13 @@ func run(t *testing.T, stdin string, args ...string) (stdout string, err error) 
 	return out.String(), err
 }
 
+// printed is what text prints for people at statusNow, without colours.
+func printed(text func(p *printer)) string {
+	p := printer{now: statusNow}
+	text(&p)
+	return p.text.String()
+}
+
 // daemon serves handler on a unix socket, as agent and rendezvous do.
 func daemon(t *testing.T, handler http.HandlerFunc) (socket string) {
 	t.Helper()
@@ -82,12 +89,12 @@ func TestUsageErrors(t *testing.T) {
 		{"dance", `unknown command "dance"`},
 		{"--dance", "unknown flag: --dance"},
 		{"status now", "bodkin status"},
-		{"status -o xml", "want table or json"},
+		{"status -o xml", "want table, wide, json or yaml"},
 		{"community dance", "bodkin community"},
 		{"community apply", "-f FILE is missing"},
 		{"community apply -f /nonexistent.yaml", "/nonexistent.yaml"},
 		{"community get a b", "bodkin community get"},
-		{"community get -o xml", "want table or json"},
+		{"community get -o xml", "want table, wide, json or yaml"},
 		{"community delete", "bodkin community delete"},
 		{"community delete a b", "bodkin community delete"},
 		{"version 2", "bodkin version"},
@@ -161,8 +168,8 @@ func TestNoDaemon(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "absent.sock")
 	for _, args := range [][]string{{"status"}, {"community", "get"}} {
 		_, err := run(t, "", append(args, "--socket", socket)...)
-		if err == nil || exitCode(err) != exitFailed || !strings.Contains(err.Error(), socket) || !strings.Contains(err.Error(), "is it running") {
-			t.Errorf("bodkin %v: %v; want exit code %d and the socket's path", args, err, exitFailed)
+		if err == nil || exitCode(err) != exitUnreachable || !strings.Contains(err.Error(), socket) || !strings.Contains(err.Error(), "is it running") {
+			t.Errorf("bodkin %v: %v; want exit code %d and the socket's path", args, err, exitUnreachable)
 		}
 	}
 }

@@ -32,23 +32,24 @@ var rendezvousSTUN = []string{"3478", "3479"}
 
 // netcheckFlags are the command line of netcheck.
 type netcheckFlags struct {
-	stun           []string
-	config, output string
-	port           uint16
-	mark           uint32
-	timeout        time.Duration
-	ip4, ip6       bool
+	stun     []string
+	config   string
+	port     uint16
+	mark     uint32
+	timeout  time.Duration
+	ip4, ip6 bool
 }
 
 func newNetcheck() *cobra.Command {
 	var f netcheckFlags
+	var o output
 	cmd := &cobra.Command{
 		Use:   "netcheck",
 		Short: "Find out what the NATs before this node do",
 		Long: "Find out what the NATs and firewalls before this node do, as seen from strongSwan's own\n" +
 			"port, whether charon runs or not. The servers asked are the rendezvous', or any two STUN\n" +
 			"servers; most is learnt from one with a second port to answer from (RFC 5780).\n" +
-			"Needs CAP_NET_RAW and CAP_NET_ADMIN.",
+			"Needs CAP_NET_RAW and CAP_NET_ADMIN. Exits with 5 when UDP does not pass at all.",
 		Example: "  bodkin netcheck\n  bodkin netcheck --stun stun1.example.org:3478 --stun stun2.example.org:3478 -o json",
 		Args:    args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -64,10 +65,13 @@ func newNetcheck() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("netcheck: %w", err)
 			}
-			if f.output == "json" {
-				return printJSON(cmd.OutOrStdout(), r)
+			if err := o.print(cmd, r, func(p *printer) { printNetcheck(p, r) }); err != nil {
+				return err
 			}
-			return printNetcheck(cmd.OutOrStdout(), r)
+			if !r.UDP {
+				return errProblems
+			}
+			return nil
 		},
 	}
 	flags := cmd.Flags()
@@ -78,7 +82,7 @@ func newNetcheck() *cobra.Command {
 	flags.DurationVar(&f.timeout, "timeout", netcheckTimeout, "when to give up")
 	flags.BoolVarP(&f.ip4, "ipv4", "4", false, "IPv4 only")
 	flags.BoolVarP(&f.ip6, "ipv6", "6", false, "IPv6 only")
-	flags.StringVarP(&f.output, "output", "o", "table", "table or json")
+	o.register(cmd)
 	return cmd
 }
 
@@ -98,7 +102,7 @@ func (f *netcheckFlags) check() error {
 			return fmt.Errorf("--stun %q: want HOST:PORT", s)
 		}
 	}
-	return checkOutput(f.output)
+	return nil
 }
 
 // fillIn takes from the agent's configuration what the command line leaves open.

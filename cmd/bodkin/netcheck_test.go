@@ -136,12 +136,8 @@ direct with nobody: UDP does not leave this network
 `,
 		},
 	} {
-		var out strings.Builder
-		if err := printNetcheck(&out, tc.report); err != nil {
-			t.Fatal(err)
-		}
-		if out.String() != tc.want {
-			t.Errorf("%s:\n%s\nwant\n%s", name, out.String(), tc.want)
+		if got := printed(func(p *printer) { printNetcheck(p, tc.report) }); got != tc.want {
+			t.Errorf("%s:\n%s\nwant\n%s", name, got, tc.want)
 		}
 	}
 }
@@ -155,7 +151,7 @@ func TestNetcheckUsage(t *testing.T) {
 		"netcheck -4 -6":                                      "-4 and -6",
 		"netcheck --port 0":                                   "want the port that strongSwan uses",
 		"netcheck --timeout 0s":                               "want some time",
-		"netcheck -o xml":                                     "want table or json",
+		"netcheck -o xml":                                     "want table, wide, json or yaml",
 		"netcheck --config " + absent:                         "--stun HOST:PORT",
 		"netcheck --config " + absent + " --stun 192.0.2.1:1": "want two",
 	} {

@@ -2,10 +2,8 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"net/netip"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/bodkin-net/bodkin/punch/nat"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
@@ -112,27 +110,24 @@ func worst(n nat.NAT) nat.NAT {
 	return n
 }
 
-func printNetcheck(w io.Writer, r *netcheckReport) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	line := func(name, value string) { fmt.Fprintf(tw, "%s\t%s\n", name, value) }
+func printNetcheck(p *printer, r *netcheckReport) {
+	t := p.list()
+	line := func(name, value string) { t.row(name, value) }
 	line("from", bracketed(r.Local))
 	for _, s := range r.Servers {
 		line("server", bracketed(s))
 	}
 	if r.UDP {
-		line("UDP", "passes")
+		t.row("UDP", cell{"passes", good})
 		natLines(line, r)
 	} else {
-		line("UDP", "does not pass: "+r.nat.Blocked)
+		t.row("UDP", cell{"does not pass: " + r.nat.Blocked, bad})
 	}
 	if r.Local.Addr().Is4() {
 		line("port mapping", orElse(strings.Join(r.PortMapping, ", "), "none offered (PCP, NAT-PMP, UPnP)"))
 	}
-	if err := tw.Flush(); err != nil {
-		return err
-	}
-	_, err := fmt.Fprintf(w, "\n%s\n", r.Meaning)
-	return err
+	t.end()
+	p.printf("\n%s\n", r.Meaning)
 }
 
 func natLines(line func(name, value string), r *netcheckReport) {

@@ -1,13 +1,10 @@
 package main
 
 import (
-	"encoding/json"
+	"context"
 	"fmt"
-	"io"
-	"net/http"
 	"net/netip"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,91 +13,142 @@ import (
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
+// watchInterval is between looks of `status --watch`: as often as the agent asks
+// itself what is due, there is something to see.
+const watchInterval = time.Second
+
 func newStatus() *cobra.Command {
-	var socket, output string
+	var daemon agentFlags
+	var o output
+	var watch bool
 	cmd := &cobra.Command{
-		Use:     "status",
-		Short:   "Show this node's tunnels, as its agent sees them",
-		Example: "  bodkin status\n  bodkin status -o json",
-		Args:    args(cobra.NoArgs),
+		Use:   "status",
+		Short: "Show this node's tunnels, and why those are not direct that are not",
+		Long: "Status shows what this machine's agent knows: whether it is connected to the rendezvous and to\n" +
+			"charon, what NAT it is behind, and each peer's tunnel. A peer is direct, relayed (through the\n" +
+			"connector) or down; of the last two REASON says why.",
+		Example: "  bodkin status\n  bodkin status -o wide\n  bodkin status --watch\n" +
+			"  bodkin status -o json | jq -r '.tunnels[] | select(.state != \"direct\") | .peer + \": \" + .reason'",
+		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
+			show := func() error {
+				var s agent.Status
+				if err := daemon.client().get(cmd.Context(), "/v1/status", nil, &s); err != nil {
+					return err
+				}
+				return o.print(cmd, s, func(p *printer) {
+					if watch && p.colour {
+						p.printf("%s", clearScreen)
+					}
+					printStatus(p, s)
+				})
 			}
-			var s agent.Status
-			if err := call(cmd.Context(), socket, "the agent", http.MethodGet, "/v1/status", nil, nil, &s); err != nil {
-				return err
+			if !watch {
+				return show()
 			}
-			if output == "json" {
-				return printJSON(cmd.OutOrStdout(), s)
-			}
-			return printStatus(cmd.OutOrStdout(), s, time.Now())
+			return repeat(cmd.Context(), watchInterval, show)
 		},
 	}
-	cmd.Flags().StringVar(&socket, "socket", agent.DefaultConfig().Socket, "the agent's unix socket")
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	daemon.register(cmd)
+	o.register(cmd)
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it again every second until interrupted")
 	return cmd
 }
 
-func checkOutput(o string) error {
-	if o != "table" && o != "json" {
-		return usageError{fmt.Errorf("--output %q: want table or json", o)}
+// clearScreen moves to the top of a terminal and clears it.
+const clearScreen = "\x1b[H\x1b[2J"
+
+// repeat does something until ctx is done, which is no error, or it fails.
+func repeat(ctx context.Context, every time.Duration, do func() error) error {
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for {
+		if err := do(); err != nil && ctx.Err() == nil {
+			return err
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return nil
+		}
 	}
-	return nil
 }
 
-func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
-}
+// stateStyles are of the states of pairs and tunnels.
+var stateStyles = map[string]style{"direct": good, "relayed": warn, "down": bad}
 
-func printStatus(w io.Writer, s agent.Status, now time.Time) error {
-	fmt.Fprintf(w, "node        %s (%s)\n", s.Node, s.Identity)
-	fmt.Fprintf(w, "rendezvous  %s\n", connection(s.Rendezvous, now))
-	fmt.Fprintf(w, "charon      %s\n", connection(s.Charon, now))
+func stateCell(state string) cell { return cell{state, stateStyles[state]} }
+
+func printStatus(p *printer, s agent.Status) {
+	p.printf("node        %s (%s)\n", s.Node, s.Identity)
+	p.printf("rendezvous  %s\n", p.connection(s.Rendezvous))
+	p.printf("charon      %s\n", p.connection(s.Charon))
 	if s.Certificate.Problem != "" {
-		fmt.Fprintf(w, "certificate %s\n", s.Certificate.Problem)
+		p.printf("certificate %s\n", p.styled(s.Certificate.Problem, bad))
 	}
 	if s.StateProblem != "" {
-		fmt.Fprintf(w, "state       %s: tunnels work, but after a crash the agent would not know its own\n", s.StateProblem)
+		p.printf("state       %s: tunnels work, but after a crash the agent would not know its own\n", p.styled(s.StateProblem, bad))
 	}
-	fmt.Fprintf(w, "observed    %s\n", observed(s))
+	p.printf("observed    %s\n", observed(s))
 	if s.Mapped6.IsValid() {
-		fmt.Fprintf(w, "            %s\n", bracketed(s.Mapped6))
+		p.printf("            %s\n", bracketed(s.Mapped6))
 	}
 	if more := natDetails(s.NAT); more != "" {
-		fmt.Fprintf(w, "            %s\n", more)
+		p.printf("            %s\n", more)
 	}
 	if m := s.PortMapping; m != nil {
-		fmt.Fprintf(w, "mapped      %s by %s\n", bracketed(m.Outside), m.Protocol)
+		p.printf("mapped      %s by %s\n", bracketed(m.Outside), m.Protocol)
 	}
 	if f := s.Forwarding; f != nil {
-		fmt.Fprintf(w, "relay       %s\n", forwarding(*f))
+		p.printf("relay       %s\n", forwarding(*f))
 	}
-	fmt.Fprintln(w)
-	if len(s.Tunnels) == 0 && !s.Listed {
-		fmt.Fprintln(w, "no peers known: the rendezvous has not been reached since the agent started")
-		return nil
+	p.printf("\n")
+	switch {
+	case len(s.Tunnels) > 0:
+		printTunnels(p, s.Tunnels)
+	case s.Listed:
+		p.printf("no peers: no community names this node\n")
+	default:
+		p.printf("no peers known: the rendezvous has not been reached since the agent started\n")
 	}
-	if len(s.Tunnels) == 0 {
-		fmt.Fprintln(w, "no peers: no community names this node")
-		return nil
-	}
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "PEER\tSTATE\tPATH\tPEER ADDRESS\tTIME TO DIRECT\tSINCE\tREASON")
-	for _, t := range s.Tunnels {
-		took := "-"
-		if t.TimeToDirectMs > 0 {
-			took = fmt.Sprintf("%d ms", t.TimeToDirectMs)
+}
+
+func printTunnels(p *printer, tunnels []agent.TunnelStatus) {
+	t := p.table("PEER", "STATE", "PATH", "PEER ADDRESS", "+LOCAL ADDRESS", "TIME TO DIRECT", "SINCE",
+		"+MONITORED", "+IDLE/DAY", "+COMMUNITIES", "REASON")
+	count := map[string]int{}
+	for _, ts := range tunnels {
+		count[ts.State]++
+		took, idle := "", ""
+		if ts.TimeToDirectMs > 0 {
+			took = fmt.Sprintf("%d ms", ts.TimeToDirectMs)
 		}
-		path, at := dash(string(t.Path.Kind)), bracketed(t.Path.Remote)
-		if t.Relay != "" {
-			path, at = "relay", string(t.Relay)
+		if ts.IdleBytesPerDay > 0 {
+			idle = kilobytes(ts.IdleBytesPerDay)
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", t.Peer, t.State, path, at, took, ago(t.Since, now), dash(t.Reason))
+		path, at := string(ts.Path.Kind), bracketed(ts.Path.Remote)
+		if ts.Relay != "" {
+			path, at = "relay", string(ts.Relay)
+		}
+		t.row(ts.Peer, stateCell(ts.State), path, at, bracketed(ts.Path.Local), took, p.ago(ts.Since),
+			yesNo(ts.Monitored), idle, strings.Join(ts.Communities, " "), ts.Reason)
 	}
-	return tw.Flush()
+	t.end()
+	p.printf("\n%s: %d direct, %d relayed, %d down\n", plural(len(tunnels), "peer"), count["direct"], count["relayed"], count["down"])
+}
+
+func plural(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
 }
 
 // forwarding is what a connector does for edges that have no direct tunnel.
@@ -111,15 +159,15 @@ func forwarding(f agent.ForwardingStatus) string {
 	return fmt.Sprintf("for %d edges, %d packets dropped that no community permits", f.Edges, f.Dropped)
 }
 
-func connection(c agent.ConnectionStatus, now time.Time) string {
+func (p *printer) connection(c agent.ConnectionStatus) string {
 	s := c.Address
 	switch {
 	case c.Connected && !c.Since.IsZero():
-		s += ", connected " + ago(c.Since, now)
+		s += ", " + p.styled("connected", good) + " " + p.ago(c.Since)
 	case c.Connected:
-		s += ", connected"
+		s += ", " + p.styled("connected", good)
 	default:
-		s += ", not connected"
+		s += ", " + p.styled("not connected", bad)
 	}
 	if c.Error != "" {
 		s += ": " + c.Error
@@ -164,24 +212,10 @@ func known(b wire.Behaviour) string {
 	return string(b)
 }
 
-func dash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
 // bracketed writes an address as strongSwan does: 10.22.46.30[4500].
 func bracketed(a netip.AddrPort) string {
 	if !a.IsValid() {
 		return "-"
 	}
 	return fmt.Sprintf("%s[%d]", a.Addr(), a.Port())
-}
-
-func ago(t, now time.Time) string {
-	if t.IsZero() {
-		return "-"
-	}
-	return now.Sub(t).Round(time.Second).String() + " ago"
 }

@@ -108,6 +108,8 @@ beijing.connector  direct   public  10.40.20.181[45000]  35 ms           1h0m0s 
 beijing.edge2      direct   host    10.22.46.28[4500]    81 ms           1m2s ago    -
 beijing.edge3      relayed  relay   beijing.connector    -               0s ago      punching
 shanghai.edge4     down     -       -                    -               0s ago      consent lost
+
+4 peers: 2 direct, 1 relayed, 1 down
 `},
 		{"nothing there", apart, `
 node        beijing.edge1 (C=CN, O=fabedge.io, CN=beijing.edge1)
@@ -120,11 +122,8 @@ no peers known: the rendezvous has not been reached since the agent started
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			var out strings.Builder
-			if err := printStatus(&out, tt.status, statusNow); err != nil {
-				t.Fatal(err)
-			}
-			if got, want := out.String(), strings.TrimPrefix(tt.want, "\n"); got != want {
+			got := printed(func(p *printer) { printStatus(p, tt.status) })
+			if want := strings.TrimPrefix(tt.want, "\n"); got != want {
 				t.Errorf("got:\n%s\nwant:\n%s", got, want)
 			}
 		})

@@ -35,6 +35,7 @@ const (
 type benchOptions struct {
 	bin, out string
 	runs     int
+	joins    int
 	delays   []time.Duration
 	settle   time.Duration
 	window   time.Duration
@@ -43,7 +44,7 @@ type benchOptions struct {
 func benchCommand() *cobra.Command {
 	var o benchOptions
 	cmd := &cobra.Command{
-		Use: "bench", Short: "Measure time to the first ping against strongSwan mediation, memory and idle traffic",
+		Use: "bench", Short: "Measure time to the first ping against strongSwan mediation, joins, memory and idle traffic",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return runBench(cmd.Context(), o, cmd.OutOrStdout())
@@ -53,6 +54,7 @@ func benchCommand() *cobra.Command {
 	flags.StringVar(&o.bin, "bin", "build/bodkin", "the bodkin binary, built without the race detector")
 	flags.StringVar(&o.out, "out", "build/bench.json", "where the results go")
 	flags.IntVar(&o.runs, "runs", 10, "runs of each method for each delay")
+	flags.IntVar(&o.joins, "joins", 5, "machines that join, 0 for none")
 	flags.DurationSliceVar(&o.delays, "delays", []time.Duration{0, 25 * time.Millisecond, 75 * time.Millisecond}, "one-way delays between the edges")
 	flags.DurationVar(&o.settle, "settle", time.Minute, "time between the last tunnel and the idle measurement")
 	flags.DurationVar(&o.window, "idle", 4*time.Minute, "length of the idle measurement, 0 for none")
@@ -67,6 +69,9 @@ with it the first ping would not wait for the direct tunnel.
   mediation: both mediation SAs up; from strongSwan's "initiate".
   cold:      from starting the second edge's agent, its community being in force.
 p95 is the nearest rank: of fewer than 20 runs, the slowest.
+Join: from starting "bodkin join" with a token to the node's being online and seen by the rendezvous; the
+agent is started as soon as the join has written its files.
+Status: the whole process, on an edge with one tunnel.
 Idle traffic: IP bytes in both directions at one edge's WAN, scaled to an hour.
 `
 
@@ -82,6 +87,18 @@ func runBench(ctx context.Context, o benchOptions, out io.Writer) error {
 		}
 		figures = append(figures, times.figures(delay)...)
 	}
+	if o.joins > 0 {
+		took, err := measureJoins(ctx, o)
+		if err != nil {
+			return fmt.Errorf("join: %w", err)
+		}
+		figures = append(figures, joinFigures(took)...)
+	}
+	asked, err := measureStatus(ctx, o)
+	if err != nil {
+		return fmt.Errorf("status: %w", err)
+	}
+	figures = append(figures, statusFigures(asked)...)
 	if o.window > 0 {
 		idle, err := measureIdle(ctx, o)
 		if err != nil {

@@ -92,7 +92,7 @@ func checkKeys(n *yaml.Node, t reflect.Type, prefix string) error {
 // retired are the keys that a struct had in former versions, if it says so by a
 // method Retired, with what to do instead of giving them.
 func retired(t reflect.Type) map[string]string {
-	if r, ok := reflect.Zero(t).Interface().(interface{ Retired() map[string]string }); ok {
+	if r, ok := reflect.TypeAssert[interface{ Retired() map[string]string }](reflect.Zero(t)); ok {
 		return r.Retired()
 	}
 	return nil

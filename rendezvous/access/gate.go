@@ -14,9 +14,9 @@ import (
 )
 
 var (
-	// ErrUnauthenticated: it is not known whom a request is from.
+	// ErrUnauthenticated says that it is not known whom a request is from.
 	ErrUnauthenticated = errors.New("a credential is required: log in, or send what `bodkin access create` printed as bearer token or as password with any user name")
-	// ErrForbidden: it is known, and they may not.
+	// ErrForbidden says that it is known, and that they may not.
 	ErrForbidden = errors.New("forbidden")
 )
 

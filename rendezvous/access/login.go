@@ -124,7 +124,7 @@ func (g *Gate) Logout(w http.ResponseWriter, r *http.Request) {
 }
 
 func (g *Gate) cookie(r *http.Request, value string, maxAge int) *http.Cookie {
-	return &http.Cookie{
+	return &http.Cookie{ //nolint:gosec // on loopback there is no TLS
 		Name: loginCookie, Value: value, Path: "/", MaxAge: maxAge,
 		HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.TLS != nil,
 	}

@@ -36,7 +36,7 @@ type JoinToken struct {
 const joinTokenPrefix = "bodkin-join-"
 
 // ErrJoinToken marks what is no join token.
-var ErrJoinToken = errors.New("not a join token: want what `bodkin token create` printed, " + joinTokenPrefix + "...")
+var ErrJoinToken = errors.New("not a join token: want the word beginning with " + joinTokenPrefix + " that `bodkin token create` printed")
 
 // String is the token as people copy it: one word.
 func (t JoinToken) String() string {

@@ -10,14 +10,6 @@ let ahead = 0;
 
 export const now = () => Date.now() + ahead;
 
-// Refused is an answer that is no success; its message is the rendezvous' own.
-export class Refused extends Error {
-  constructor(status, message) {
-    super(message);
-    this.status = status;
-  }
-}
-
 // login leaves for the login form, which comes back to this view.
 export function login() {
   location.replace("login" + location.hash);
@@ -47,7 +39,7 @@ async function request(method, path) {
   try {
     message = JSON.parse(text).error ?? text;
   } catch { /* words as they are */ }
-  throw new Refused(response.status, message || `the rendezvous answered ${response.status}`);
+  throw new Error(message || `the rendezvous answered ${response.status}`); // in its own words
 }
 
 // segment makes a name part of a path.

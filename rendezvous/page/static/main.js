@@ -1,6 +1,6 @@
 // The shell: which view the location's hash names, what all views share, and the
 // banners over them.
-import { get, now, Refused } from "./api.js";
+import { get, now } from "./api.js";
 import { h, show } from "./dom.js";
 import { follow } from "./live.js";
 import * as overview from "./overview.js";
@@ -111,8 +111,7 @@ async function reload() {
 // fail says why the open view cannot be shown, above what it shows still.
 function fail(err) {
   $("view-error")?.remove();
-  const lead = err instanceof Refused || err.message ? err.message : String(err);
-  main.prepend(h("p", { class: "banner", id: "view-error", role: "alert" }, lead));
+  main.prepend(h("p", { class: "banner", id: "view-error", role: "alert" }, err.message));
 }
 
 function soon() {

@@ -87,7 +87,7 @@ export function natCell(n) {
 }
 
 // limits say what keeps a node from being punched to in every way.
-export function limits(n) {
+function limits(n) {
   return [
     n.punch && n.punch !== "auto" && `punch: ${n.punch}`,
     n.noProbe && `cannot open many ports: ${n.noProbe}`,

@@ -1,5 +1,4 @@
 // The overview: what there is, why pairs are not direct, and what happens.
-import { get } from "./api.js";
 import { brief, distribution, hours, shares } from "./charts.js";
 import { h, show } from "./dom.js";
 import { eventList } from "./eventlist.js";

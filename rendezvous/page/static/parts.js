@@ -24,7 +24,7 @@ export function pairHref(id) {
   return `#/pairs/${segment(a)}/${segment(b)}`;
 }
 
-export function pairLink(id) {
+function pairLink(id) {
   const [a, b] = peers(id);
   return h("a", { href: pairHref(id) }, a, h("span", { class: "none" }, " ↔ "), b);
 }

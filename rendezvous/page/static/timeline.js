@@ -17,7 +17,7 @@ const gap = 96, narrowGap = 64, narrow = 480;
 
 // moments are what one side did and saw, on the axis of both: in milliseconds since
 // the order left the rendezvous.
-export function moments(side) {
+function moments(side) {
   const at = side.offsetMs ?? 0;
   const list = [{ ms: at, words: "order received", kind: "order" }];
   for (const step of side.steps ?? []) {
