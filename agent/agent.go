@@ -208,7 +208,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		}
 		return err
 	}
-	defer func() { d.port.Close() }() // the one that is open then
+	defer d.port.Close()
 	d.rewrites = openRewrites(d.log, d.owned.has)
 	defer d.rewrites.close()
 	defer d.filter.close()
