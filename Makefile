@@ -76,7 +76,7 @@ packages: $(ARCHS:%=package-%) ## Build Debian packages into build/packages
 
 # What a package holds beside the binary is the same for all architectures.
 build/packages/shared: build/bodkin FORCE
-	rm -rf build/packages/man build/packages/completions
+	rm -rf build/packages
 	mkdir -p build/packages/completions
 	SOURCE_DATE_EPOCH=$(COMMIT_DATE) build/bodkin docs man build/packages/man
 	gzip -9n build/packages/man/*.1

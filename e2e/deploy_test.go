@@ -120,3 +120,31 @@ func TestDashboard(t *testing.T) {
 		}
 	}
 }
+
+// What Git says of a tree is a version that Debian takes, and that comes after
+// those of earlier trees.
+func TestDebianVersion(t *testing.T) {
+	var before string
+	for _, tt := range []struct{ describe, epoch, want string }{
+		{"4b35894", "1795436111", "0~20261123121511.4b35894"},
+		{"5c46905-dirty", "1795436112", "0~20261123121512.5c46905+dirty"},
+		{"v1.2.3-rc1", "0", "1.2.3~rc1"},
+		{"v1.2.3-rc1-4-gabcdef0", "0", "1.2.3~rc1+4.gabcdef0"},
+		{"v1.2.3", "0", "1.2.3"},
+		{"v1.2.3-dirty", "0", "1.2.3+dirty"},
+		{"v1.2.4", "0", "1.2.4"},
+		{"v1.2.4-12-gabcdef0-dirty", "0", "1.2.4+12.gabcdef0+dirty"},
+	} {
+		out, err := exec.CommandContext(t.Context(), "../deploy/debian/version", tt.describe, tt.epoch).Output()
+		got := strings.TrimSpace(string(out))
+		if err != nil || got != tt.want {
+			t.Errorf("%s: %q, %v; want %s", tt.describe, got, err, tt.want)
+		}
+		if before != "" {
+			if err := exec.CommandContext(t.Context(), "dpkg", "--compare-versions", before, "lt", got).Run(); err != nil {
+				t.Errorf("%s does not come before %s: %v", before, got, err)
+			}
+		}
+		before = got
+	}
+}

@@ -153,7 +153,7 @@ func (m *Machine) await(what string, cond func() bool) {
 
 // try runs a command on the machine.
 func (m *Machine) try(argv ...string) (string, error) {
-	return m.Host.Run(m.ctx, append([]string{"nsenter", "--target", strconv.Itoa(m.init), "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--root", "--wdns=/",
+	return m.Run(m.ctx, append([]string{"nsenter", "--target", strconv.Itoa(m.init), "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--root", "--wdns=/",
 		"env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive"}, argv...)...)
 }
 

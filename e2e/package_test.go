@@ -71,17 +71,8 @@ func TestPackageContents(t *testing.T) {
 			}
 		}
 		lists = append(lists, string(list))
-		dir := t.TempDir()
-		if out, err := exec.CommandContext(t.Context(), "dpkg-deb", "--extract", deb, dir).CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-		f, err := elf.Open(filepath.Join(dir, "usr/bin/bodkin"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		if libs, _ := f.ImportedLibraries(); f.Machine != machines[arch] || len(libs) > 0 {
-			t.Errorf("%s: a binary for %v with libraries %v; want %v with none", filepath.Base(deb), f.Machine, libs, machines[arch])
+		if machine, libs := binaryIn(t, deb); machine != machines[arch] || len(libs) > 0 {
+			t.Errorf("%s: a binary for %v with libraries %v; want %v with none", filepath.Base(deb), machine, libs, machines[arch])
 		}
 		name, err := exec.CommandContext(t.Context(), "dpkg-deb", "--field", deb, "Architecture").Output()
 		if err != nil || strings.TrimSpace(string(name)) != arch {
@@ -91,6 +82,25 @@ func TestPackageContents(t *testing.T) {
 	if lists[0] != lists[1] {
 		t.Errorf("the packages differ:\n%s\n%s", lists[0], lists[1])
 	}
+}
+
+// binaryIn is for which machine a package's binary is, and what it is linked to.
+func binaryIn(t *testing.T, deb string) (elf.Machine, []string) {
+	t.Helper()
+	dir := t.TempDir()
+	if out, err := exec.CommandContext(t.Context(), "dpkg-deb", "--extract", deb, dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	f, err := elf.Open(filepath.Join(dir, "usr/bin/bodkin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	libs, err := f.ImportedLibraries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f.Machine, libs
 }
 
 // The package on machines of their own, with systemd: from nothing to a tunnel
@@ -232,7 +242,6 @@ func (m *Machine) addEdge(l *lab.Lab, deb, name string, kind lab.NATKind, third 
 		m.t.Fatal(err)
 	}
 	e := newMachine(m.ctx, m.t, h)
-	e.sh("systemctl mask --now strongswan-starter.service") // charon is the lab's
 	e.install(deb)
 	var created struct {
 		Token string `json:"token"`

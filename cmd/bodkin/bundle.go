@@ -38,6 +38,7 @@ type part struct {
 	// read returns what there is to keep, also beside an error.
 	read    func(ctx context.Context) ([]byte, error)
 	timeout time.Duration // sectionTimeout if 0
+	most    int           // sectionMax if 0
 	// tail: of too much the end is kept, as of a log.
 	tail bool
 }
@@ -168,7 +169,7 @@ func (p part) collect(ctx context.Context) ([]byte, bundleSection) {
 	began := time.Now()
 	content, err := p.read(ctx)
 	said := bundleSection{Name: p.name}
-	if over := len(content) - sectionMax; over > 0 {
+	if over := len(content) - cmp.Or(p.most, sectionMax); over > 0 {
 		said.Dropped = over
 		content = p.cut(content)
 	} else {
@@ -181,13 +182,14 @@ func (p part) collect(ctx context.Context) ([]byte, bundleSection) {
 	return content, said
 }
 
-// cut is about sectionMax of what is longer, without secrets.
+// cut is about as much as may be kept of what is longer, without secrets.
 func (p part) cut(content []byte) []byte {
+	raw := cmp.Or(p.most, sectionMax) + secretMax
 	if p.tail {
-		kept := scrub(content[max(0, len(content)-sectionMax-secretMax):])
+		kept := scrub(content[max(0, len(content)-raw):])
 		return kept[min(len(kept), secretMax):]
 	}
-	kept := scrub(content[:min(len(content), sectionMax+secretMax)])
+	kept := scrub(content[:min(len(content), raw)])
 	return kept[:max(0, len(kept)-secretMax)]
 }
 

@@ -205,13 +205,14 @@ func checkManifest(t *testing.T, out string, files map[string]string) {
 // A section that is too long keeps its beginning, a log its end; one that takes
 // too long is given up, and the rest is there all the same.
 func TestBundleBounds(t *testing.T) {
-	long := bytes.Repeat([]byte("0123456789abcde\n"), sectionMax/16+1)
+	const most = 4 * secretMax
+	long := bytes.Repeat([]byte("0123456789abcde\n"), most/16+1)
 	key := plantSecrets(t)[0] // across the cut, at either end
-	text := append(append([]byte("first\n"), long[:sectionMax-100]...), key.text...)
-	text = append(append(text, long[:sectionMax-100]...), "last\n"...)
+	text := append(append([]byte("first\n"), long[:most-100]...), key.text...)
+	text = append(append(text, long[:most-100]...), "last\n"...)
 	file := writeFile(t, "long.log", string(text))
 	head, tail := filePart("a", file), filePart("b", file)
-	tail.tail = true
+	head.most, tail.most, tail.tail = most, most, true
 	slow := commandPart("c", "sleep", "60")
 	slow.timeout = 1
 	var m bundleManifest
@@ -220,10 +221,10 @@ func TestBundleBounds(t *testing.T) {
 		t.Fatal(err)
 	}
 	files := unpack(t, out.Bytes())
-	if a := files["a"]; len(a) > sectionMax || len(a) < sectionMax/2 || !strings.HasPrefix(a, "first") {
+	if a := files["a"]; len(a) > most || len(a) < most/2 || !strings.HasPrefix(a, "first") {
 		t.Errorf("%d bytes that begin with %.5q", len(a), a)
 	}
-	if b := files["b"]; len(b) > sectionMax || len(b) < sectionMax/2 || !strings.HasSuffix(b, "last\n") {
+	if b := files["b"]; len(b) > most || len(b) < most/2 || !strings.HasSuffix(b, "last\n") {
 		t.Errorf("%d bytes of the log", len(b))
 	}
 	for name, content := range files {

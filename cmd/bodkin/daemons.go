@@ -43,6 +43,7 @@ func runRendezvous(ctx context.Context, config string) error {
 	if err != nil {
 		return err
 	}
+	s.Version = buildVersion()
 	service := newService(log, func(ctx context.Context) (string, error) {
 		h, err := s.Health(ctx)
 		return fmt.Sprintf("nodes online %d/%d, pairs direct %d/%d", h.Online, h.Nodes, h.Direct, h.Pairs), err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -280,3 +281,58 @@ func TestEvents(t *testing.T) {
 		}
 	}
 }
+
+// A stream that breaks is opened again after the last event that came, and being
+// interrupted is how following ends.
+func TestFollowEvents(t *testing.T) {
+	ctx, interrupt := context.WithCancel(t.Context())
+	defer interrupt()
+	event := func(id int) string {
+		return fmt.Sprintf(`{"id": %d, "at": "2024-02-01T08:00:00Z", "kind": "node", "node": "beijing.edge1", "text": "event %d"}`, id, id)
+	}
+	socket := daemon(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.RequestURI() {
+		case "/api/v1/events?limit=50":
+			fmt.Fprintf(w, `{"at": "2024-02-01T08:00:00Z", "events": [%s, %s]}`, event(2), event(1))
+		case "/api/v1/events/stream?after=2":
+			fmt.Fprintf(w, ": hello\n\nid: 3\ndata: %s\n\n", event(3)) // and ends
+		case "/api/v1/events/stream?after=3":
+			fmt.Fprintf(w, "id: 4\ndata: %s\n\n", event(4))
+			if f, ok := w.(http.Flusher); ok {
+				f.Flush()
+			}
+			<-r.Context().Done()
+		default:
+			t.Errorf("asked for %s", r.URL.RequestURI())
+			interrupt()
+		}
+	})
+	var out strings.Builder
+	root := newRoot()
+	root.SetArgs([]string{"events", "--follow", "--socket", socket, "-o", "json"})
+	root.SetOut(writerFunc(func(b []byte) (int, error) {
+		out.Write(b)
+		if strings.Contains(out.String(), "event 4") {
+			interrupt()
+		}
+		return len(b), nil
+	}))
+	if err := root.ExecuteContext(ctx); err != nil {
+		t.Error(err)
+	}
+	var texts []string
+	for line := range strings.SplitSeq(strings.TrimSpace(out.String()), "\n") {
+		var e rendezvous.EventView
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Errorf("%q: %v", line, err)
+		}
+		texts = append(texts, e.Text)
+	}
+	if got := strings.Join(texts, ", "); got != "event 1, event 2, event 3, event 4" {
+		t.Errorf("followed %s", got)
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
