@@ -11,13 +11,13 @@ import (
 	"testing"
 )
 
-func fetch(t *testing.T, path string, header http.Header) *http.Response {
+func fetch(t *testing.T, path string, header http.Header) *httptest.ResponseRecorder {
 	t.Helper()
 	r := httptest.NewRequest(http.MethodGet, path, nil)
 	r.Header = header
 	w := httptest.NewRecorder()
 	Handler().ServeHTTP(w, r)
-	return w.Result()
+	return w
 }
 
 func read(t *testing.T, r io.Reader) string {
@@ -35,12 +35,12 @@ func TestFiles(t *testing.T) {
 	} {
 		plain := fetch(t, path, http.Header{})
 		body := read(t, plain.Body)
-		if got := plain.Header.Get("Content-Type"); plain.StatusCode != http.StatusOK || !strings.HasPrefix(got, contentType) || body == "" {
-			t.Errorf("%s: %d, %s, %d bytes", path, plain.StatusCode, got, len(body))
+		if got := plain.Header().Get("Content-Type"); plain.Code != http.StatusOK || !strings.HasPrefix(got, contentType) || body == "" {
+			t.Errorf("%s: %d, %s, %d bytes", path, plain.Code, got, len(body))
 		}
-		again := fetch(t, path, http.Header{"If-None-Match": {plain.Header.Get("ETag")}})
-		if again.StatusCode != http.StatusNotModified {
-			t.Errorf("%s, unchanged: %d, want 304", path, again.StatusCode)
+		again := fetch(t, path, http.Header{"If-None-Match": {plain.Header().Get("ETag")}})
+		if again.Code != http.StatusNotModified {
+			t.Errorf("%s, unchanged: %d, want 304", path, again.Code)
 		}
 		zipped := fetch(t, path, http.Header{"Accept-Encoding": {"gzip, br"}})
 		z, err := gzip.NewReader(zipped.Body)
@@ -52,8 +52,8 @@ func TestFiles(t *testing.T) {
 		}
 	}
 	for _, path := range []string{"/page/", "/page/index.html", "/nodes", "/page/none.js"} {
-		if r := fetch(t, path, http.Header{}); r.StatusCode != http.StatusNotFound {
-			t.Errorf("%s: %d, want 404", path, r.StatusCode)
+		if r := fetch(t, path, http.Header{}); r.Code != http.StatusNotFound {
+			t.Errorf("%s: %d, want 404", path, r.Code)
 		}
 	}
 }

@@ -17,7 +17,7 @@ const longestName = 170; // pixels
 // layout decides sizes, all in CSS pixels: of a cell, of the names left and top, and
 // of the whole.
 export function layout(cells, { rows, columns }, box, wanted) {
-  const names = (list) => Math.min(longestName, 12 + character * Math.max(0, ...list.map((i) => cells.nodes[i].length)));
+  const names = (list) => Math.min(longestName, 12 + character * Math.max(0, ...list.map((i) => label(cells, i).length)));
   const clusters = 64; // names of clusters, where those of nodes have no room
   const room = { width: box.clientWidth, height: box.clientHeight };
   const fitting = (left, top) => Math.floor(Math.min((room.width - left) / Math.max(1, columns.length), Math.max((room.height - top) / Math.max(1, rows.length), 4)));
@@ -25,7 +25,7 @@ export function layout(cells, { rows, columns }, box, wanted) {
   if (!wanted && cell >= legible) cell = Math.max(legible, Math.min(largestFit, fitting(names(rows), names(columns))));
   const narrow = room.width < 500;
   const left = cell >= legible ? Math.min(names(rows), narrow ? 110 : longestName) : narrow ? 20 : clusters;
-  const top = cell >= legible ? names(columns) * 0.8 + 8 : 20;
+  const top = cell >= legible ? names(columns) : 20;
   return { cell, left, top, width: left + columns.length * cell, height: top + rows.length * cell };
 }
 
@@ -158,7 +158,7 @@ function axes(g, grid, cells, { rows, columns }, x, y, first, last, ink, cursor,
   const single = grid.cell >= legible;
   const write = (text, room) => {
     const most = Math.floor(room / character);
-    g.fillText(text.length <= most ? text : text.slice(0, Math.max(1, most - 1)) + "…", 0, 0);
+    g.fillText(text.length <= most ? text : "…" + text.slice(1 - Math.max(2, most)), 0, 0); // names differ at their ends
   };
   const at = (left, top, angle, text, room, strong) => {
     g.save();

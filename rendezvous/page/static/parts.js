@@ -42,7 +42,7 @@ export function facts(...list) {
 export function pairColumns(seenFrom) {
   return [
     { name: seenFrom ? "Peer" : "Pair", cell: (p) => (seenFrom ? h("a", { href: pairHref(p.id) }, p.nodes.find((n) => n !== seenFrom) ?? p.id) : pairLink(p.id)) },
-    { name: "State", cell: (p) => [state(p.state), p.state === "relayed" && p.relay && note(`through ${p.relay}`), p.punching && note("punching")] },
+    { name: "State", cell: (p) => [state(p.state), p.state === "relayed" && p.relay && h("span", { class: "line note via" }, `through ${p.relay}`), p.punching && note("punching")] },
     { name: "Reason if not direct", class: "reason", cell: (p) => [p.reason, nextTry(p)] },
     { name: "Expected", cell: (p) => expected(p.verdict) },
     { name: "Path", cell: (p) => paths(p) },
