@@ -16,19 +16,24 @@ import (
 
 // Pair is a pair as the rendezvous' API tells it.
 type Pair struct {
-	ID           string          `json:"id"`
-	Nodes        [2]string       `json:"nodes"`
-	State        string          `json:"state"`
-	Reason       string          `json:"reason"`
-	Relay        string          `json:"relay"` // the connector, while relayed
-	Paths        map[string]Path `json:"paths"`
-	Punching     bool            `json:"punching"`
-	Attempts     int             `json:"attempts"`
-	TimeToDirect time.Duration   `json:"timeToDirect"`
-	Verdict      Verdict         `json:"verdict"`
+	ID             string          `json:"id"`
+	Nodes          [2]string       `json:"nodes"`
+	State          string          `json:"state"`
+	Reason         string          `json:"reason"`
+	Relay          string          `json:"relay"` // the connector, while relayed
+	Paths          map[string]Path `json:"paths"`
+	Punching       bool            `json:"punching"`
+	Attempts       int             `json:"attempts"`
+	TimeToDirectMs int64           `json:"timeToDirectMs"`
+	Verdict        Verdict         `json:"verdict"`
 	// Strategy and Packets are those of the last attempt that ended.
 	Strategy string `json:"strategy"`
 	Packets  int    `json:"packets"`
+}
+
+// TimeToDirect is that of the last success.
+func (p *Pair) TimeToDirect() time.Duration {
+	return time.Duration(p.TimeToDirectMs) * time.Millisecond
 }
 
 // Failed reports whether an attempt has ended without a direct tunnel. While the

@@ -25,7 +25,7 @@ func TestLossAndReordering(t *testing.T) {
 			must(t, c.WaitOnline(ctx, c.Connector, a, b))
 			must(t, c.Apply(ctx, "all-edges", a, b))
 			p := direct(ctx, t, c, a, b)
-			t.Logf("direct after %v, %d attempts", p.TimeToDirect, p.Attempts)
+			t.Logf("direct after %d ms, %d attempts", p.TimeToDirectMs, p.Attempts)
 			res, err := a.PingPod(ctx, b, 20, 50*time.Millisecond)
 			must(t, err)
 			if res.Received == 0 {

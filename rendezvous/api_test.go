@@ -135,7 +135,7 @@ func sampleSource() *fakeSource {
 		"beijing.edge1":     {Kind: wire.PathPublic, Remote: addr("198.51.100.1:45000")},
 	}
 	relay.Verdict = VerdictView{nat.Direct, strategyPublic, "beijing.connector is a connector, reached at its public address"}
-	relay.TimeToDirect = 87 * time.Millisecond
+	relay.TimeToDirectMs = 87
 	punched := pair("beijing.edge1", "beijing.edge2", Direct, 94*time.Second)
 	punched.Paths = map[wire.NodeName]wire.Path{
 		"beijing.edge1": {Kind: wire.PathPeerReflexive, Remote: addr("203.0.113.77:1721")},
@@ -144,7 +144,7 @@ func sampleSource() *fakeSource {
 	punched.Verdict = VerdictView{nat.Direct, nat.Probe,
 		"beijing.edge2 is behind a symmetric NAT with random ports: beijing.edge1 looks for one of many it opens"}
 	punched.Strategy, punched.Packets = nat.Probe, 437
-	punched.Attempts, punched.TimeToDirect, punched.LastDirect = 2, 412*time.Millisecond, sampleNow
+	punched.Attempts, punched.TimeToDirectMs, punched.LastDirect = 2, 412, sampleNow
 	offline := pair("beijing.edge1", "shanghai.edge3", Down, 26*time.Hour)
 	offline.Verdict = VerdictView{nat.Relay, nat.ICE, "no common address family"}
 	offline.Reason, offline.Attempts = "shanghai.edge3 is offline", 31
@@ -260,7 +260,7 @@ func TestAPIGolden(t *testing.T) {
       "attempts": 2,
       "strategy": "probe",
       "packets": 437,
-      "timeToDirect": 412000000,
+      "timeToDirectMs": 412,
       "lastDirect": "2024-05-17T12:30:00Z"
     },
 `

@@ -244,7 +244,7 @@ func (s *sampleCluster) addPairs(random *rand.Rand) {
 func samplePair(random *rand.Rand, now time.Time, a, b NodeView) (PairView, byte) {
 	p := PairView{
 		ID: wire.NewPairID(string(a.Name), string(b.Name)), Nodes: [2]wire.NodeName{min(a.Name, b.Name), max(a.Name, b.Name)}, Communities: []string{"all-edges"},
-		State: Direct, Since: now.Add(-time.Duration(random.IntN(90_000)) * time.Second), Attempts: 1, TimeToDirect: 412 * time.Millisecond,
+		State: Direct, Since: now.Add(-time.Duration(random.IntN(90_000)) * time.Second), Attempts: 1, TimeToDirectMs: 412,
 		Verdict: VerdictView{nat.Direct, nat.ICE, "both ports are known"}, Strategy: nat.ICE,
 		Paths: map[wire.NodeName]wire.Path{a.Name: {Kind: wire.PathServerReflexive, Remote: b.Observed}, b.Name: {Kind: wire.PathPeerReflexive, Remote: a.Observed}},
 	}
@@ -271,7 +271,7 @@ func samplePair(random *rand.Rand, now time.Time, a, b NodeView) (PairView, byte
 	default:
 		return p, 'd'
 	}
-	p.Relay, p.Paths, p.TimeToDirect = "beijing.connector", nil, 0
+	p.Relay, p.Paths, p.TimeToDirectMs = "beijing.connector", nil, 0
 	return p, 'r'
 }
 

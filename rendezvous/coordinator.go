@@ -201,7 +201,7 @@ func (c *coordinator) Restore(now time.Time, nodes []NodeView, cs []Community, p
 	c.setCommunities(now, cs)
 	for _, v := range pairs {
 		if p := c.pairs[v.ID]; p != nil {
-			p.total, p.timeToDirect, p.lastDirect = v.Attempts, v.TimeToDirect, v.LastDirect
+			p.total, p.timeToDirect, p.lastDirect = v.Attempts, time.Duration(v.TimeToDirectMs)*time.Millisecond, v.LastDirect
 			p.remembered, p.since = v.State, v.Since
 			p.last = &attempt{strategy: v.Strategy, packets: [2]int{v.Packets}}
 		}

@@ -256,7 +256,7 @@ func TestDirectTakesBothSides(t *testing.T) {
 	m.Report(m.now, edge2, &wire.Report{Peer: edge1, Attempt: id, Outcome: wire.OutcomeDirect, ElapsedMs: 700})
 	m.wantPair(edge1, edge2, Direct, false, "")
 	v := m.pair(edge1, edge2)
-	if v.TimeToDirect != 700*time.Millisecond || !v.Since.Equal(m.now) || !v.LastDirect.Equal(m.now) || v.Attempts != 1 {
+	if v.TimeToDirectMs != 700 || !v.Since.Equal(m.now) || !v.LastDirect.Equal(m.now) || v.Attempts != 1 {
 		t.Errorf("%+v", v)
 	}
 	if next := m.Next(); !next.IsZero() {
@@ -269,7 +269,7 @@ func TestDirectTakesBothSides(t *testing.T) {
 	// The tunnel moves: that is one attempt with two paths.
 	moved := wire.Path{Kind: wire.PathHost, Remote: netip.MustParseAddrPort("192.168.1.20:4500")}
 	m.Report(m.now, edge1, &wire.Report{Peer: edge2, Attempt: id, Outcome: wire.OutcomeDirect, Path: moved, ElapsedMs: 90_000})
-	if v := m.pair(edge1, edge2); v.Paths[edge1] != moved || v.TimeToDirect != 700*time.Millisecond || v.State != Direct {
+	if v := m.pair(edge1, edge2); v.Paths[edge1] != moved || v.TimeToDirectMs != 700 || v.State != Direct {
 		t.Errorf("after the move: %+v", v)
 	}
 }

@@ -30,10 +30,10 @@ type PairView struct {
 	// and how many packets both sides sent to get through.
 	Strategy nat.Strategy `json:"strategy,omitempty"`
 	Packets  int          `json:"packets,omitempty"`
-	// TimeToDirect of the last success, in nanoseconds.
-	TimeToDirect time.Duration `json:"timeToDirect"`
-	LastDirect   time.Time     `json:"lastDirect,omitzero"`
-	RetryAt      time.Time     `json:"retryAt,omitzero"`
+	// TimeToDirectMs of the last success, in milliseconds; 0 before it.
+	TimeToDirectMs int64     `json:"timeToDirectMs"`
+	LastDirect     time.Time `json:"lastDirect,omitzero"`
+	RetryAt        time.Time `json:"retryAt,omitzero"`
 }
 
 func (c *coordinator) isConnector(n wire.NodeName) bool {
@@ -223,7 +223,7 @@ func (c *coordinator) outcome(p *pair) PairView {
 		ID: p.id, Nodes: p.names, Communities: p.communities,
 		State: p.state, Reason: p.reason, Since: p.since, Verdict: viewOf(p.verdict),
 		Punching: p.attempt != nil, Attempts: p.total,
-		TimeToDirect: p.timeToDirect, LastDirect: p.lastDirect,
+		TimeToDirectMs: p.timeToDirect.Milliseconds(), LastDirect: p.lastDirect,
 	}
 	if p.last != nil {
 		v.Strategy, v.Packets = p.last.strategy, p.last.packets[0]+p.last.packets[1]

@@ -329,14 +329,14 @@ func TestRestore(t *testing.T) {
 	m.Restore(m.now, []NodeView{{Name: edge1, Endpoint: endpointOf(edge1)}, {Name: edge2, Endpoint: endpointOf(edge2)}},
 		[]Community{community("all", edge1, edge2, edge3)},
 		[]PairView{
-			{ID: both12, State: Direct, Attempts: 7, TimeToDirect: time.Second, LastDirect: last},
+			{ID: both12, State: Direct, Attempts: 7, TimeToDirectMs: 1000, LastDirect: last},
 			{ID: "no.longer|wanted", Attempts: 3},
 		})
 	if got := m.flush(); len(got) != 0 {
 		t.Errorf("what is restored is no news: %v", got)
 	}
 	v := m.pair(edge1, edge2)
-	if v.Attempts != 7 || v.TimeToDirect != time.Second || !v.LastDirect.Equal(last) {
+	if v.Attempts != 7 || v.TimeToDirectMs != 1000 || !v.LastDirect.Equal(last) {
 		t.Errorf("%+v", v)
 	}
 	// Whether its tunnel stands, an agent will say.

@@ -198,7 +198,7 @@ func (r *recorder) pair(v PairView) {
 		rec := store.Pair{
 			ID: string(v.ID), State: string(v.State), Reason: v.Reason, Attempts: v.Attempts,
 			Strategy: string(v.Strategy), Packets: v.Packets,
-			TimeToDirect: v.TimeToDirect, Changed: v.Since, LastDirect: v.LastDirect,
+			TimeToDirect: time.Duration(v.TimeToDirectMs) * time.Millisecond, Changed: v.Since, LastDirect: v.LastDirect,
 			Endpoints: map[string]netip.AddrPort{},
 		}
 		for _, node := range v.Nodes {

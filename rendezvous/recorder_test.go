@@ -122,7 +122,7 @@ func TestRecords(t *testing.T) {
 	r.node(NodeView{Name: edge1, Endpoint: endpointOf(edge1), AgentVersion: "0.1.0", Fingerprint: "5f1c", LastSeen: at, NAT: wire.NAT{Present: true}})
 	r.observe(edge1, Observation{Addr: seen, At: at, Means: "stun:3478"})
 	r.pair(PairView{
-		ID: both12, Nodes: [2]wire.NodeName{edge1, edge2}, State: Direct, Attempts: 3, TimeToDirect: time.Second, Since: at, LastDirect: at,
+		ID: both12, Nodes: [2]wire.NodeName{edge1, edge2}, State: Direct, Attempts: 3, TimeToDirectMs: 1000, Since: at, LastDirect: at,
 		Paths: map[wire.NodeName]wire.Path{edge1: {Kind: wire.PathServerReflexive, Remote: seen}},
 	})
 	r.flush()

@@ -223,7 +223,7 @@ func (s *Server) restore() error {
 		outcomes = append(outcomes, PairView{
 			ID: wire.PairID(p.ID), State: State(p.State), Since: p.Changed,
 			Strategy: nat.Strategy(p.Strategy), Packets: p.Packets,
-			Attempts: p.Attempts, TimeToDirect: p.TimeToDirect, LastDirect: p.LastDirect,
+			Attempts: p.Attempts, TimeToDirectMs: p.TimeToDirect.Milliseconds(), LastDirect: p.LastDirect,
 		})
 	}
 	if err := s.restoreAdmissions(); err != nil {

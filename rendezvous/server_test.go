@@ -74,7 +74,7 @@ func TestFromHelloToDirect(t *testing.T) {
 		p.send(&wire.Report{Peer: other, Attempt: first.Attempt, Outcome: wire.OutcomeDirect, ElapsedMs: 80})
 	}
 	snap := r.until("direct", func(s Snapshot) bool { return pairIn(s, edge1, edge2).State == Direct })
-	if p := pairIn(snap, edge1, edge2); p.TimeToDirect != 80*time.Millisecond || p.Reason != "" {
+	if p := pairIn(snap, edge1, edge2); p.TimeToDirectMs != 80 || p.Reason != "" {
 		t.Errorf("%+v", p)
 	}
 
@@ -333,7 +333,7 @@ func TestRestart(t *testing.T) {
 	if n.Online || n.Observed != at || n.AgentVersion != "test" || n.LastSeen.IsZero() || !reflect.DeepEqual(n.Endpoint, endpointOf(edge1)) {
 		t.Errorf("node %+v", n)
 	}
-	if p := pairIn(snap, edge1, edge2); p.Attempts != 1 || p.TimeToDirect != 80*time.Millisecond || p.LastDirect.IsZero() {
+	if p := pairIn(snap, edge1, edge2); p.Attempts != 1 || p.TimeToDirectMs != 80 || p.LastDirect.IsZero() {
 		t.Errorf("pair %+v", p)
 	}
 	// The agents come back one by one, each with its tunnel.

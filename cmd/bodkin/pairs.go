@@ -73,8 +73,8 @@ func printPairs(p *printer, pairs []rendezvous.PairView) {
 	for _, v := range pairs {
 		count[v.State]++
 		took, reason := "", v.Reason
-		if v.TimeToDirect > 0 {
-			took = fmt.Sprintf("%d ms", v.TimeToDirect.Milliseconds())
+		if v.TimeToDirectMs > 0 {
+			took = fmt.Sprintf("%d ms", v.TimeToDirectMs)
 		}
 		if v.Punching && !strings.HasPrefix(reason, "punching") {
 			reason = strings.TrimSuffix("punching: "+reason, ": ")
@@ -196,8 +196,8 @@ func printPair(p *printer, v rendezvous.PairView) {
 	if !v.LastDirect.IsZero() && v.State != rendezvous.Direct {
 		line("last direct", "%s", p.ago(v.LastDirect))
 	}
-	if v.TimeToDirect > 0 {
-		line("took", "%d ms", v.TimeToDirect.Milliseconds())
+	if v.TimeToDirectMs > 0 {
+		line("took", "%d ms", v.TimeToDirectMs)
 	}
 	switch {
 	case v.Punching:

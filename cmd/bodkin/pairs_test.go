@@ -26,7 +26,7 @@ func at(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 func directPair() rendezvous.PairView {
 	return rendezvous.PairView{
 		ID: "beijing.edge1|beijing.edge2", Nodes: [2]wire.NodeName{edge1, edge2}, Communities: []string{"all-edges"},
-		State: rendezvous.Direct, Since: statusNow.Add(-time.Hour), TimeToDirect: 640 * time.Millisecond, Attempts: 1, Strategy: "openers",
+		State: rendezvous.Direct, Since: statusNow.Add(-time.Hour), TimeToDirectMs: 640, Attempts: 1, Strategy: "openers",
 		Verdict: rendezvous.VerdictView{Expect: nat.Direct, Strategy: "openers", Reason: "both NATs keep one mapping"},
 		Paths: map[wire.NodeName]wire.Path{
 			edge1: {Kind: wire.PathServerReflexive, Local: at("192.168.1.2:4500"), Remote: at("203.0.113.9:4500")},

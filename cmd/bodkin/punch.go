@@ -117,7 +117,7 @@ func printPunchResult(p *printer, d rendezvous.PairDetail, wait time.Duration) {
 	p.printf("\n")
 	switch {
 	case v.State == rendezvous.Direct:
-		p.printf("%s: %s and %s over %s in %d ms\n", p.styled("direct", good), v.Nodes[0], v.Nodes[1], over(v), v.TimeToDirect.Milliseconds())
+		p.printf("%s: %s and %s over %s in %d ms\n", p.styled("direct", good), v.Nodes[0], v.Nodes[1], over(v), v.TimeToDirectMs)
 		for _, node := range v.Nodes {
 			if path, ok := v.Paths[node]; ok {
 				p.printf("  %s  %s\n", node, remote(path))

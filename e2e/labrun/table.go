@@ -55,7 +55,7 @@ func (r result) row() []cell {
 	there, back := r.ends()
 	return []cell{
 		name, {stateDirect, good}, {text: kindOf(there)}, {text: bracketed(there.Remote)}, {text: bracketed(back.Remote)},
-		{text: millis(r.pair.TimeToDirect)}, loss, rtt,
+		{text: millis(r.pair.TimeToDirect())}, loss, rtt,
 	}
 }
 

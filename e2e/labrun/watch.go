@@ -113,7 +113,7 @@ func pairEvents(was, is e2e.Pair) []event {
 	}
 	switch {
 	case is.State == stateDirect && was.State != stateDirect:
-		events = append(events, event{who, "direct in " + millis(is.TimeToDirect) + " over " + pathWords(is), good})
+		events = append(events, event{who, "direct in " + millis(is.TimeToDirect()) + " over " + pathWords(is), good})
 	case is.State != was.State && is.State == stateRelayed:
 		what := "relayed through " + short(is.Relay)
 		if was.State == stateDirect {

@@ -5,7 +5,6 @@ import (
 	"reflect"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/bodkin-net/bodkin/e2e"
 )
@@ -22,7 +21,7 @@ func pair(state, reason string, attempts int) e2e.Pair {
 	a, b := cluster+".edge1", cluster+".edge3"
 	return e2e.Pair{
 		ID: a + "+" + b, Nodes: [2]string{a, b}, State: state, Reason: reason, Attempts: attempts, Punching: reason == "punching",
-		TimeToDirect: 84 * time.Millisecond,
+		TimeToDirectMs: 84,
 		Paths: map[string]e2e.Path{
 			a: {Kind: "srflx", Remote: netip.MustParseAddrPort("203.0.113.4:4500")},
 			b: {Kind: "srflx", Remote: netip.MustParseAddrPort("203.0.113.2:7953")},

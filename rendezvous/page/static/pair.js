@@ -47,7 +47,7 @@ export function open(root, { params: [a, b], shared }) {
           ["Since", time(pair.since)],
           ["Expected", expected(pair.verdict), pair.verdict.reason && note(pair.verdict.reason)],
           ["Last direct", time(pair.lastDirect)],
-          ["Time to direct", pair.timeToDirect > 0 && millis(pair.timeToDirect / 1e6)],
+          ["Time to direct", pair.timeToDirectMs > 0 && millis(pair.timeToDirectMs)],
           ["Attempts", String(pair.attempts), pair.strategy && note(`last ${strategyWords(pair.strategy)}${pair.packets ? `, ${pair.packets} packets` : ""}`)],
           ["Communities", (pair.communities ?? []).join(", ")])),
         h("section", { class: "panel" }, h("h2", {}, "Paths"), pair.nodes.map((name, i) => end(pair, name, pair.nodes[1 - i])))),

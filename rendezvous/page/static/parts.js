@@ -46,7 +46,7 @@ export function pairColumns(seenFrom) {
     { name: "Reason if not direct", class: "reason", cell: (p) => [p.reason, nextTry(p)] },
     { name: "Expected", cell: (p) => expected(p.verdict) },
     { name: "Path", cell: (p) => paths(p) },
-    { name: "Time to direct", class: "num", cell: (p) => (p.timeToDirect > 0 ? millis(p.timeToDirect / 1e6) : null) },
+    { name: "Time to direct", class: "num", cell: (p) => (p.timeToDirectMs > 0 ? millis(p.timeToDirectMs) : null) },
     { name: "Attempts", class: "num", cell: (p) => String(p.attempts) },
     { name: "Last change", cell: (p) => time(p.since) },
   ];
