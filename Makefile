@@ -69,8 +69,9 @@ herd: build/bodkin build/labrun ## Kill the rendezvous of many simulated agents,
 soak: deps build/bodkin build/labrun ## Random faults and an invariant checker, write build/soak.json (MINUTES=10 SEED=N; needs root)
 	@build/labrun soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
-docs: build/bodkin ## Write docs/cli.md from the command line's own help
+docs: build/bodkin ## Write docs/cli.md and the tables of docs/configuration.md from the code
 	build/bodkin docs markdown > docs/cli.md
+	go run ./internal/configdoc
 
 packages: $(ARCHS:%=package-%) ## Build Debian packages into build/packages
 

@@ -101,7 +101,7 @@ const minLifetime = time.Minute
 
 // RelayConfig says whether connectors carry what has no direct path.
 type RelayConfig struct {
-	// Enabled says that members of a community that have no direct tunnel reach each
+	// Enabled has members of a community that have no direct tunnel reach each
 	// other through the connector of their cluster; `false`: they do not reach each
 	// other.
 	Enabled bool `yaml:"enabled"`

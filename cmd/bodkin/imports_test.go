@@ -83,6 +83,8 @@ var rooms = map[string]room{
 	"internal/certfile": {rooms: []string{"internal/pki"}},
 	// Both open a command socket alike.
 	"internal/unixsock": {},
+	// The tables of docs/configuration.md.
+	"internal/configdoc": {rooms: []string{"agent", "rendezvous"}},
 	// Network namespaces, for tests of what belongs to a whole host.
 	"internal/nstest": {modules: []string{"golang.org/x/sys"}},
 	"store":           {modules: []string{"go.etcd.io/bbolt"}},
