@@ -118,5 +118,13 @@ func (t *Tx) PutCertificate(v Certificate) error { return put(t.tx, certificates
 // ErrNotFound.
 func (t *Tx) DeleteCertificate(serial string) error { return t.remove(certificatesBucket, serial) }
 
-// NextCRL is the number of the next CRL, RFC 5280 section 5.2.3: it only grows.
-func (t *Tx) NextCRL() (uint64, error) { return t.tx.Bucket(certificatesBucket).NextSequence() }
+// NextCRL is the number of the next CRL, RFC 5280 section 5.2.3: it only grows. It is
+// never below the Unix time, so that a store that begins anew, or is an older copy,
+// goes on above the lists that agents have.
+func (t *Tx) NextCRL(now time.Time) (uint64, error) {
+	b := t.tx.Bucket(certificatesBucket)
+	if at := uint64(max(now.Unix(), 1)); b.Sequence() < at {
+		return at, b.SetSequence(at)
+	}
+	return b.NextSequence()
+}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
 	"reflect"
 	"testing"
@@ -123,15 +124,23 @@ func TestChangeIsAllOrNothing(t *testing.T) {
 	}
 }
 
-// The number of a list of the revoked only grows, over a restart too.
+// The number of a list of the revoked only grows, over a restart too, and when the
+// store is emptied.
 func TestNextCRL(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "db")
+	now := time.Unix(1_700_000_000, 0)
 	var last uint64
-	for range 3 {
+	for i := range 4 {
+		if i == 3 {
+			now = now.Add(time.Minute)
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		}
 		s := mustOpen(t, path, Options{})
 		for range 2 {
 			change(t, s, func(tx *Tx) error {
-				number, err := tx.NextCRL()
+				number, err := tx.NextCRL(now)
 				if number <= last {
 					t.Errorf("%d after %d", number, last)
 				}

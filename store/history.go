@@ -23,7 +23,7 @@ const (
 	eventLimit = 5000
 	// attemptsPerPair is how many attempts of one pair are kept, and attemptLimit
 	// of all pairs together: of some kilobytes each, so a community of 300 nodes
-	// stays below 100 MB.
+	// stays below 150 MB.
 	attemptsPerPair = 8
 	attemptLimit    = 20_000
 	// hourLimit is a week.
@@ -86,33 +86,41 @@ func (s *Store) AddEvents(events []Event) error {
 // Events returns the newest limit events, newest first; all of them if limit is 0.
 func (s *Store) Events(limit int) ([]Event, error) { return newest[Event](s, eventsBucket, limit) }
 
-// AddAttempt stores an attempt, in place of one that had its ID, and forgets the
-// pair's, or everybody's, oldest.
-func (s *Store) AddAttempt(a Attempt) error {
-	a.At = a.At.UTC()
-	return s.update(fmt.Sprintf("add attempt of %q", a.Pair), func(tx *bbolt.Tx) error {
-		attempts, order := tx.Bucket(attemptsBucket), tx.Bucket(attemptOrderBucket)
-		key := attemptKey(a.Pair, a.At, a.ID)
-		known := attempts.Get(key) != nil
-		if err := putIn(attempts, key, a); err != nil || known {
-			return err
+// AddAttempts stores attempts, in place of those that had their IDs, and forgets the
+// pairs', or everybody's, oldest.
+func (s *Store) AddAttempts(all ...Attempt) error {
+	return s.update("add attempts", func(tx *bbolt.Tx) error {
+		for _, a := range all {
+			if err := addAttempt(tx.Bucket(attemptsBucket), tx.Bucket(attemptOrderBucket), a); err != nil {
+				return fmt.Errorf("pair %q: %w", a.Pair, err)
+			}
 		}
-		seq, err := order.NextSequence()
-		if err != nil {
-			return err
-		}
-		quoted, err := json.Marshal(string(key)) // every bucket's values are JSON
-		if err != nil {
-			return err
-		}
-		if err := order.Put(sequenceKey(seq), quoted); err != nil {
-			return err
-		}
-		if err := trimPair(attempts, a.Pair); err != nil {
-			return err
-		}
-		return trimAttempts(attempts, order, seq)
+		return nil
 	})
+}
+
+func addAttempt(attempts, order *bbolt.Bucket, a Attempt) error {
+	a.At = a.At.UTC()
+	key := attemptKey(a.Pair, a.At, a.ID)
+	known := attempts.Get(key) != nil
+	if err := putIn(attempts, key, a); err != nil || known {
+		return err
+	}
+	seq, err := order.NextSequence()
+	if err != nil {
+		return err
+	}
+	quoted, err := json.Marshal(string(key)) // every bucket's values are JSON
+	if err != nil {
+		return err
+	}
+	if err := order.Put(sequenceKey(seq), quoted); err != nil {
+		return err
+	}
+	if err := trimPair(attempts, a.Pair); err != nil {
+		return err
+	}
+	return trimAttempts(attempts, order, seq)
 }
 
 // attemptKey sorts a pair's attempts by time.

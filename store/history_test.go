@@ -67,7 +67,7 @@ func TestAttempts(t *testing.T) {
 	s := openTemp(t)
 	for n := range attemptsPerPair + 3 {
 		for _, pair := range []string{"a.b|c.d", "a.b|c.d2"} { // one is the other's beginning
-			if err := s.AddAttempt(attempt(pair, n)); err != nil {
+			if err := s.AddAttempts(attempt(pair, n)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -75,7 +75,7 @@ func TestAttempts(t *testing.T) {
 	// What a side says late takes the place of what was there.
 	last := attempt("a.b|c.d", attemptsPerPair+2)
 	last.Record = json.RawMessage(`{"n":"late"}`)
-	if err := s.AddAttempt(last); err != nil {
+	if err := s.AddAttempts(last); err != nil {
 		t.Fatal(err)
 	}
 	var want []Attempt
@@ -99,7 +99,7 @@ func TestAttemptsAreBounded(t *testing.T) {
 	s := openTemp(t)
 	const stored = 40
 	for n := range stored {
-		if err := s.AddAttempt(attempt(fmt.Sprintf("a.b|c.d%02d", n), n)); err != nil {
+		if err := s.AddAttempts(attempt(fmt.Sprintf("a.b|c.d%02d", n), n)); err != nil {
 			t.Fatal(err)
 		}
 	}

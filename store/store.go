@@ -98,6 +98,7 @@ type Store struct {
 	path    string
 	id      string
 	history int
+	created bool
 }
 
 // Open opens the store at path, creating the file (mode 0600) if there is
@@ -127,6 +128,9 @@ func Open(path string, o Options) (*Store, error) {
 // ID is a random identifier made when the file was created. A different ID
 // under the same path means that the store was emptied.
 func (s *Store) ID() string { return s.id }
+
+// Created reports whether Open found nothing at the path: no record is older.
+func (s *Store) Created() bool { return s.created }
 
 // Close waits for running transactions and releases the file.
 func (s *Store) Close() error {
@@ -223,6 +227,7 @@ func (s *Store) load() error {
 	case err != nil:
 		return err
 	case fresh:
+		s.created = true
 		return s.db.Update(s.initialise)
 	case old:
 		return s.db.Update(upgrade)

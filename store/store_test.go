@@ -67,11 +67,14 @@ func TestIDTellsEmptiedStore(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "rendezvous.db")
 	s := mustOpen(t, path, Options{})
 	first := s.ID()
+	if !s.Created() {
+		t.Error("a new file is not told from one that was there")
+	}
 	mustClose(t, s)
 
 	s = mustOpen(t, path, Options{})
-	if s.ID() != first || first == "" {
-		t.Errorf("reopened store has ID %q, was %q", s.ID(), first)
+	if s.ID() != first || first == "" || s.Created() {
+		t.Errorf("reopened store has ID %q, was %q; created %v", s.ID(), first, s.Created())
 	}
 	mustClose(t, s)
 

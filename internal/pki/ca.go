@@ -109,12 +109,14 @@ func mayIssue(cert *x509.Certificate) error {
 func (ca *CA) EncodeKey() ([]byte, error) { return EncodeKey(ca.key) }
 
 // Node issues a node's certificate: subject O=bodkin, CN=name, and the name as
-// its DNS name, for both ends of TLS and for IKE.
+// its DNS name, for IKE, where charon asks for no usage, and for clients of TLS.
+// Not for servers: a node may be called what the rendezvous is reached at, and
+// would pass for it.
 func (ca *CA) Node(now time.Time, name string, key crypto.PublicKey, lifetime time.Duration) (*x509.Certificate, error) {
 	return ca.issue(now, lifetime, key, &x509.Certificate{
 		Subject:     pkix.Name{Organization: []string{organisation}, CommonName: name},
 		DNSNames:    []string{name},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 }
 

@@ -2,6 +2,7 @@ package yamlfile
 
 import (
 	"fmt"
+	"log/slog"
 	"reflect"
 	"strconv"
 )
@@ -49,4 +50,19 @@ func inFile(v reflect.Value) string {
 		return strconv.Quote("")
 	}
 	return fmt.Sprint(v.Interface())
+}
+
+// LogChanges logs what a configuration file that was read again has changed: was is
+// what was in force, running what is now, and what else the file says has to wait.
+func LogChanges(log *slog.Logger, was, running, file any) {
+	now, later := Diff(was, running), Diff(running, file)
+	for _, c := range now {
+		log.Info("configuration changed", "key", c.Key, "before", c.Before, "after", c.After)
+	}
+	for _, c := range later {
+		log.Warn("configuration changed: takes effect at the next start", "key", c.Key, "before", c.Before, "after", c.After)
+	}
+	if len(now)+len(later) == 0 {
+		log.Info("configuration read again: nothing has changed")
+	}
 }
