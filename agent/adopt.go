@@ -64,8 +64,8 @@ func (d *Daemon) adopt(ctx context.Context, now time.Time) {
 			d.log.Error("credentials not loaded into charon", "err", err)
 		}
 	}
-	d.revocations.loaded = false
-	d.loadRevocations(ctx)
+	d.revocations.unload()
+	d.loadRevocations(ctx, now)
 	sas, err := d.vici.SAs(ctx, "")
 	if err != nil {
 		d.log.Error("SAs not listed", "err", err)

@@ -278,7 +278,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 			d.followReissue(ctx, now)
 			d.findUnloaded(ctx, now)
 			d.followCredentials(ctx, now)
-			d.loadRevocations(ctx)
+			d.loadRevocations(ctx, now)
 			d.keepState(now)
 		}
 	}
@@ -314,9 +314,7 @@ func (d *Daemon) perform(ctx context.Context, t *tunnel, effects []effect) {
 			}
 		case tell:
 			d.send(e.report)
-			if t.order != nil {
-				d.counts.told(e.report, t.order.Strategy)
-			}
+			d.counts.told(e.report, e.strategy)
 			d.log.Info("tunnel", "peer", t.name(), "outcome", e.report.Outcome, "path", e.report.Path.Kind,
 				"remote", e.report.Path.Remote, "reason", e.report.Reason, "elapsed_ms", e.report.ElapsedMs)
 		}

@@ -153,8 +153,13 @@ func (t *tunnel) status(relay wire.NodeName) TunnelStatus {
 	return s
 }
 
-// apiTimeout bounds what a request waits for the daemon or for charon.
-const apiTimeout = 5 * time.Second
+const (
+	// apiTimeout bounds what a request waits for the daemon or for charon.
+	apiTimeout = 5 * time.Second
+	// apiPatience bounds a whole request, of which a ping is the longest, and how
+	// long a connection may stay without one: it holds one of the process' files.
+	apiPatience = 30 * time.Second
+)
 
 // errBusy: the daemon did not come to answer.
 var errBusy = statusError{http.StatusServiceUnavailable, errors.New("the agent is busy")}
@@ -233,7 +238,7 @@ func (d *Daemon) reply(w http.ResponseWriter, v any, err error) {
 func (d *Daemon) serveAPI(ctx context.Context) { d.serve(ctx, d.api, d.apiHandler()) }
 
 func (d *Daemon) serve(ctx context.Context, l net.Listener, h http.Handler) {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: apiTimeout, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: apiTimeout, ReadTimeout: apiPatience, WriteTimeout: apiPatience, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 		BaseContext: func(net.Listener) context.Context { return ctx }}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()

@@ -4,9 +4,12 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -16,6 +19,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/bodkin-net/bodkin/agent/charon"
@@ -124,7 +128,9 @@ func TestMetrics(t *testing.T) {
 	d.counts.told(report("1", wire.OutcomeDirect), wire.StrategyOpeners)
 	d.counts.told(report("1", wire.OutcomeDirect), wire.StrategyOpeners) // over a better path
 	d.counts.told(report("", wire.OutcomeDirect), wire.StrategyICE)      // the connector's
-	d.counts.told(report("2", wire.OutcomeFailed), "")
+	// An attempt that fails is counted, too: its order is gone by the time it is told.
+	d.perform(t.Context(), d.tunnels["a.peer"], d.tunnels["a.peer"].ordered(t0, &wire.Punch{Attempt: "2", Peer: icePeer}, 1)[:0])
+	d.perform(t.Context(), d.tunnels["a.peer"], d.tunnels["a.peer"].failed(t0, 1, "no path", false))
 	if _, err := d.vici.SAs(t.Context(), ""); err == nil {
 		t.Fatal("there is no charon")
 	}
@@ -234,5 +240,48 @@ func TestEcho(t *testing.T) {
 		if err != nil || rtt <= 0 {
 			t.Errorf("%s: %s, %v", addr, rtt, err)
 		}
+	}
+}
+
+// pipeListener hands out one connection in memory, so that time may be a test's.
+type pipeListener struct {
+	conn   chan net.Conn
+	closed chan struct{}
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conn:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error   { close(l.closed); return nil }
+func (l *pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
+
+// Who connects to the metrics and stays takes files that a search for ports needs.
+func TestServeEndsIdleConnections(t *testing.T) {
+	for _, said := range []string{"", "GET / HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"} {
+		synctest.Test(t, func(t *testing.T) {
+			d := &Daemon{log: slog.New(slog.DiscardHandler)}
+			ours, theirs := net.Pipe()
+			defer ours.Close()
+			l := &pipeListener{make(chan net.Conn, 1), make(chan struct{})}
+			l.conn <- theirs
+			ctx, stop := context.WithCancel(t.Context())
+			var serving sync.WaitGroup
+			defer serving.Wait()
+			defer stop()
+			serving.Go(func() { d.serve(ctx, l, http.NotFoundHandler()) })
+			_ = ours.SetDeadline(time.Now().Add(time.Hour))
+			if _, err := io.WriteString(ours, said); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, ours); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("after %q the connection is open for an hour", said)
+			}
+		})
 	}
 }

@@ -34,7 +34,11 @@ type renew struct{ peer wire.Peer }
 type stop struct{}
 
 // tell sends a report to the rendezvous.
-type tell struct{ report *wire.Report }
+type tell struct {
+	report *wire.Report
+	// strategy is that of the attempt that the report names.
+	strategy wire.Strategy
+}
 
 func (begin) isEffect() {}
 func (renew) isEffect() {}
@@ -47,7 +51,11 @@ func (t *tunnel) tell(o wire.Outcome, path wire.Path, reason string, elapsed tim
 	if r.Attempt != "" && o != wire.OutcomeNominated { // it has ended
 		r.Steps = t.steps
 	}
-	t.do(tell{r})
+	e := tell{report: r}
+	if t.order != nil {
+		e.strategy = t.order.Strategy
+	}
+	t.do(e)
 }
 
 func (t *tunnel) report(o wire.Outcome, reason string) *wire.Report {

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
 const (
@@ -109,6 +111,8 @@ func refusal(resp *http.Response, body []byte) *RefusedError {
 			said.Error += ": " + line
 		}
 	}
+	// It goes to a terminal, and may be of somebody in between.
+	said.Error = wire.Clip(said.Error)
 	seconds, _ := strconv.Atoi(resp.Header.Get("Retry-After")) // a date is not understood
 	return &RefusedError{Status: resp.StatusCode, Words: said.Error, RetryAfter: time.Duration(max(seconds, 0)) * time.Second}
 }
@@ -153,5 +157,5 @@ func namesOf(cert *x509.Certificate) string {
 	if len(names) == 0 {
 		return "no address at all"
 	}
-	return strings.Join(names, ", ")
+	return wire.Clip(strings.Join(names, ", "))
 }

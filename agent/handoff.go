@@ -46,13 +46,8 @@ func (r *run) establish(ctx context.Context, path wire.Path) error {
 		return err
 	}
 	seen := bytesIn(sas)
-	if !r.fresh && len(missing(sas, path, carriers(r.shared.id.endpoint, r.peer.Endpoint))) == 0 {
-		rctx, cancel := context.WithTimeout(ctx, reuseTimeout)
-		err := r.confirm(rctx, path, seen, nil)
-		cancel()
-		if err == nil {
-			return nil
-		}
+	if !r.fresh && r.reused(ctx, path, sas) {
+		return nil
 	}
 	r.stayRelayed(ctx)
 	defer r.unpin()
@@ -83,6 +78,27 @@ func (r *run) establish(ctx context.Context, path wire.Path) error {
 	destroy(ctx, r.shared.vici, r.log, sas, func(sa charon.SA) bool { return !sameEnds(sa, path) || !usable(sa) })
 	r.endChecks(ctx, sas)
 	return nil
+}
+
+// reused takes the tunnel that charon has on path, if that proves that it works. What
+// a run that was cut short has not come to ask for is asked for beside what stands.
+func (r *run) reused(ctx context.Context, path wire.Path, sas []charon.SA) bool {
+	want := carriers(r.shared.id.endpoint, r.peer.Endpoint)
+	lacks, may := completed(sas, path, want)
+	if !may || len(lacks) > 0 && r.peer.Role != wire.Controlling {
+		return false
+	}
+	if err := r.initiateAll(ctx, lacks); err != nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, reuseTimeout)
+	defer cancel()
+	seen := bytesIn(sas)
+	return r.await(ctx, path, func(sas []charon.SA) (progress, bool) {
+		p := measure(sas, path, seen)
+		r.steps.came(p)
+		return p, p.bytes && len(missing(sas, path, want)) == 0
+	}, nil) == nil
 }
 
 // proved lets the path of a new tunnel carry something nobody misses before it

@@ -155,6 +155,43 @@ func TestMissing(t *testing.T) {
 	}
 }
 
+// What is lacking is asked for beside what stands, unless the tunnel has to be another.
+func TestCompleted(t *testing.T) {
+	child := func(name, local string) charon.Child {
+		return charon.Child{Name: name, LocalTS: prefixList(local), RemoteTS: prefixList("10.2.0.0/24")}
+	}
+	p2p, n2p := child("b-p2p", "10.1.0.0/24"), child("b-n2p", "192.168.1.2/32")
+	has := func(c charon.Child, state charon.State) charon.ChildSA {
+		return charon.ChildSA{Name: c.Name, State: state, LocalTS: c.Local(), RemoteTS: c.Remote()}
+	}
+	const installed = charon.StateInstalled
+	tests := []struct {
+		name  string
+		is    []charon.ChildSA
+		lacks []string
+		may   bool
+	}{
+		{"all there", []charon.ChildSA{has(p2p, installed), has(n2p, installed)}, nil, true},
+		{"one never made", []charon.ChildSA{has(p2p, installed)}, []string{"b-n2p"}, true},
+		{"one being deleted", []charon.ChildSA{has(p2p, installed), has(n2p, charon.StateDeleting)}, []string{"b-n2p"}, true},
+		{"one of other selectors", []charon.ChildSA{has(p2p, installed), has(child("b-n2p", "192.168.1.3/32"), installed)}, []string{"b-n2p"}, false},
+		{"none", nil, []string{"b-p2p", "b-n2p"}, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			sa := charon.SA{State: charon.StateEstablished, Remote: path1.Remote, Local: path1.Local, Children: tt.is}
+			lacks, may := completed([]charon.SA{sa}, path1, []charon.Child{p2p, n2p})
+			var names []string
+			for _, c := range lacks {
+				names = append(names, c.Name)
+			}
+			if !slices.Equal(names, tt.lacks) || may != tt.may {
+				t.Errorf("lacks %v, %v; want %v, %v", names, may, tt.lacks, tt.may)
+			}
+		})
+	}
+}
+
 // A relay that a connector has narrowed to its own subnets leads to nobody else.
 func TestRelaying(t *testing.T) {
 	child := func(name string, state charon.State, remote ...charon.Selector) charon.ChildSA {

@@ -64,6 +64,23 @@ func missing(sas []charon.SA, path wire.Path, want []charon.Child) []charon.Chil
 	})
 }
 
+// completed is what a tunnel lacks of the children it shall have, and whether it can
+// be completed by them: not one that has none of them yet, nor one with other
+// selectors than today's under one of their names.
+func completed(sas []charon.SA, path wire.Path, want []charon.Child) (lacks []charon.Child, may bool) {
+	lacks = missing(sas, path, want)
+	if len(lacks) == 0 {
+		return nil, true
+	}
+	return lacks, len(lacks) < len(want) && !slices.ContainsFunc(lacks, func(c charon.Child) bool {
+		return slices.ContainsFunc(sas, func(sa charon.SA) bool {
+			return usable(sa) && sameEnds(sa, path) && slices.ContainsFunc(sa.Children, func(is charon.ChildSA) bool {
+				return is.Name == c.Name && installed(is)
+			})
+		})
+	})
+}
+
 // installed reports whether a CHILD SA works.
 func installed(c charon.ChildSA) bool {
 	return c.State == charon.StateInstalled || c.State == charon.StateRekeying || c.State == charon.StateRekeyed

@@ -42,16 +42,7 @@ func (cfg *Config) adopt(file Config) {
 func (d *Daemon) reconfigure(ctx context.Context, file Config) {
 	was := d.cfg
 	d.cfg.adopt(file)
-	now, later := yamlfile.Diff(was, d.cfg), yamlfile.Diff(d.cfg, file)
-	for _, c := range now {
-		d.log.Info("configuration changed", "key", c.Key, "before", c.Before, "after", c.After)
-	}
-	for _, c := range later {
-		d.log.Warn("configuration changed: takes effect at the next start", "key", c.Key, "before", c.Before, "after", c.After)
-	}
-	if len(now)+len(later) == 0 {
-		d.log.Info("configuration read again: nothing has changed")
-	}
+	yamlfile.LogChanges(d.log, was, d.cfg, file)
 	if was.PortMapping != d.cfg.PortMapping && d.portMapping != nil { // nil before there is an address
 		d.portMapping.stop()
 		d.mappingEvent(portmap.Mapping{})

@@ -114,7 +114,7 @@ func (t *tunnel) wanted(now time.Time, peer wire.Peer, storeID string, next func
 		// session began.
 		r := t.report(wire.OutcomeDirect, t.note)
 		r.Attempt, r.Path, r.Relay, r.ElapsedMs = "", t.path, t.relay, t.timeToDirect.Milliseconds()
-		t.do(tell{r})
+		t.do(tell{report: r})
 	}
 	t.peer, t.storeID = peer, storeID
 	switch {
@@ -235,7 +235,7 @@ func (t *tunnel) demoted(now time.Time, run runID, after time.Duration, reason s
 	if t.run != 0 && !t.monitored {
 		// An attempt is on its way to a better one; a report in its name would
 		// end that.
-		t.do(tell{&wire.Report{Peer: t.name(), Outcome: wire.OutcomeLost, Reason: reason}})
+		t.do(tell{report: &wire.Report{Peer: t.name(), Outcome: wire.OutcomeLost, Reason: reason}})
 		t.down(now, reason)
 		return t.flush()
 	}
@@ -254,7 +254,7 @@ func (t *tunnel) left(now time.Time, run runID) []effect {
 	if run != t.run {
 		return nil
 	}
-	t.do(tell{t.report(wire.OutcomeLost, t.reason)})
+	t.do(tell{report: t.report(wire.OutcomeLost, t.reason)})
 	t.ended(now, t.reason)
 	return t.flush()
 }
@@ -280,7 +280,7 @@ func (t *tunnel) lost(now time.Time, run runID, reason string) []effect {
 	t.relay, t.note = false, ""
 	r := t.report(wire.OutcomeLost, reason)
 	r.Silent = true
-	t.do(tell{r})
+	t.do(tell{report: r})
 	// Whether what went silent has come back is not tried: another tunnel is made.
 	t.doubt = true
 	t.ended(now, reason)
@@ -302,11 +302,11 @@ func (t *tunnel) gone(now time.Time, reason string) []effect {
 	if !t.monitored && t.order != nil {
 		// The run, if there is one, is still on its way to a tunnel of its
 		// own: a report in its attempt's name would end that.
-		t.do(tell{&wire.Report{Peer: t.name(), Outcome: wire.OutcomeLost, Reason: reason}})
+		t.do(tell{report: &wire.Report{Peer: t.name(), Outcome: wire.OutcomeLost, Reason: reason}})
 		t.down(now, reason)
 		return t.flush()
 	}
-	t.do(tell{t.report(wire.OutcomeLost, reason)})
+	t.do(tell{report: t.report(wire.OutcomeLost, reason)})
 	if t.run != 0 {
 		t.do(stop{})
 	}
@@ -321,7 +321,7 @@ func (t *tunnel) replaced(now time.Time, reason string) []effect {
 		return t.gone(now, reason)
 	}
 	t.standing, t.relay, t.note = false, false, ""
-	t.do(tell{&wire.Report{Peer: t.name(), Outcome: wire.OutcomeLost, Reason: reason}})
+	t.do(tell{report: &wire.Report{Peer: t.name(), Outcome: wire.OutcomeLost, Reason: reason}})
 	t.down(now, reason)
 	return t.flush()
 }

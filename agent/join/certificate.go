@@ -29,6 +29,10 @@ func (j *joining) meetRendezvous(ctx context.Context) (string, error) {
 	if pki.Hash(j.ca) != j.token.CAHash {
 		return "", fmt.Errorf("the rendezvous at %s has %w: somebody is in between, or the token is another rendezvous'", j.host, ErrOtherCA)
 	}
+	// That its certificate is for this URL is found out before there is a key.
+	if _, err := j.enrolment().Get(ctx, wire.PathCA); err != nil {
+		return "", err
+	}
 	return fmt.Sprintf("https://%s has the CA that the token names: %s", j.host, j.ca.Subject.CommonName), nil
 }
 

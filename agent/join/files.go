@@ -54,7 +54,7 @@ var configuration = template.Must(template.New("agent.yaml").Parse(`# Written by
 # explains all keys, and /usr/share/doc/bodkin/examples/agent-edge.yaml has them.
 
 # Where the rendezvous is.
-rendezvous: "https://{{.Host}}"
+rendezvous: {{printf "https://%s" .Host | printf "%q"}}
 {{if not .DefaultDir}}
 # What this node proves itself with, and whom it believes.
 certificate: {{printf "%q" .Files.Certificate}}

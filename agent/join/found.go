@@ -1,6 +1,7 @@
 package join
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/x509"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/bodkin-net/bodkin/agent"
@@ -25,10 +27,14 @@ type found struct {
 	config      *agent.Config
 }
 
-// look reads what is there. A key or configuration that cannot be read is an
-// error: whoever wrote it has to decide what becomes of it.
+// look reads what is there. A key or configuration that cannot be read, or that
+// somebody else may know or change, is an error: whoever wrote it has to decide
+// what becomes of it.
 func look(f Files) (found, error) {
 	var out found
+	if err := cmp.Or(ours(f.Key, 0o077), ours(f.Config, 0o022)); err != nil {
+		return out, err
+	}
 	if text, err := readIfThere(f.Key); err != nil {
 		return out, err
 	} else if text != nil {
@@ -51,6 +57,25 @@ func look(f Files) (found, error) {
 		*cert, _ = pki.ParseCertificate(text)
 	}
 	return out, nil
+}
+
+// ours is an error unless a file that is there is this user's or root's, and
+// nobody else's by its mode: the directory may be one that others put files into.
+func ours(path string, forbidden fs.FileMode) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if owner := info.Sys().(*syscall.Stat_t).Uid; owner != 0 && int(owner) != os.Geteuid() {
+		return fmt.Errorf("%s belongs to user %d: remove it, or make it yours", path, owner)
+	}
+	if mode := info.Mode(); mode.IsRegular() && mode&forbidden != 0 {
+		return fmt.Errorf("%s has mode %04o: others may read or change it: remove it, or chmod %04o it if you know who made it", path, mode.Perm(), mode.Perm()&^forbidden)
+	}
+	return nil
 }
 
 func readIfThere(path string) ([]byte, error) {

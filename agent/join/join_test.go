@@ -2,11 +2,14 @@ package join
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"io/fs"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -14,6 +17,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/bodkin-net/bodkin/agent"
 	"github.com/bodkin-net/bodkin/internal/pki"
@@ -166,6 +170,59 @@ func TestJoinFilesInTheWay(t *testing.T) {
 	}
 }
 
+// What somebody else has put there, or may know, does not become the node's.
+func TestJoinStrangersFiles(t *testing.T) {
+	key, err := pki.NewKey()
+	must(t, key, err)
+	text, err := pki.EncodeKey(key)
+	must(t, text, err)
+	for _, tt := range []struct {
+		name  string
+		mode  fs.FileMode
+		owner int
+		want  string
+	}{
+		{"node.key", 0o644, 0, "has mode 0644"},
+		{"node.key", 0o640, 0, "has mode 0640"},
+		{"node.key", 0o600, 4242, "belongs to user 4242"},
+		{"agent.yaml", 0o664, 0, "has mode 0664"},
+		{"agent.yaml", 0o644, 4242, "belongs to user 4242"},
+	} {
+		if tt.owner != 0 && os.Geteuid() != 0 {
+			t.Skip("needs root: run as root (make test does)")
+		}
+		r := newRendezvous(t)
+		o := r.options()
+		path := filepath.Join(o.Dir, tt.name)
+		if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.WriteFile(path, text, 0o600), os.Chmod(path, tt.mode), os.Lchown(path, cmp.Or(tt.owner, os.Geteuid()), -1)); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := joinTo(t, o, "")
+		mustFail(t, err, path+" "+tt.want, nil)
+		if r.joins != 0 {
+			t.Errorf("%s: joined with it", tt.name)
+		}
+	}
+}
+
+// Whoever answers in the rendezvous' place has the terminal do nothing.
+func TestJoinWordsOfAStranger(t *testing.T) {
+	for _, body := range []string{`{"error":"no \u001b]0;x\u0007"}`, "no \x1b[2J\r"} {
+		s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, body, http.StatusForbidden) }))
+		t.Cleanup(s.Close)
+		o := newRendezvous(t).options()
+		o.Rendezvous = s.URL
+		_, _, err := joinTo(t, o, "")
+		mustFail(t, err, "no ", nil)
+		if strings.ContainsFunc(err.Error(), unicode.IsControl) {
+			t.Errorf("%q", err)
+		}
+	}
+}
+
 // A node that was deleted joins anew with the key it has.
 func TestJoinAnew(t *testing.T) {
 	r := newRendezvous(t)
@@ -252,7 +309,11 @@ func TestJoinRefused(t *testing.T) {
 			tt.prepare(r, &o)
 			_, _, err := joinTo(t, o, "")
 			mustFail(t, err, tt.want, tt.is)
-			for _, name := range []string{"agent.yaml", "ca.crt", "node.crt"} {
+			files := []string{"agent.yaml", "ca.crt", "node.crt"}
+			if strings.HasPrefix(name, "certificate for another") {
+				files = append(files, "node.key")
+			}
+			for _, name := range files {
 				if _, err := os.Stat(filepath.Join(o.Dir, name)); err == nil {
 					t.Errorf("%s was written", name)
 				}
