@@ -357,6 +357,9 @@ func (c *Cluster) rendezvousFor(h *lab.Host, typ string) netip.AddrPort {
 // Socket is the agent's unix socket.
 func (n *Node) Socket() string { return filepath.Join(n.Dir(), "agent.sock") }
 
+// ConfigFile is the agent's configuration.
+func (n *Node) ConfigFile() string { return n.config }
+
 // StartAgent starts the node's agent, with flags besides --config.
 func (n *Node) StartAgent(ctx context.Context, flags ...string) (err error) {
 	argv := append([]string{n.cluster.bin, "agent", "--config", n.config}, flags...)

@@ -110,6 +110,21 @@ func TestAgentKilled(t *testing.T) {
 		})
 		sameSAs(ctx, t, before, a, b)
 	}
+
+	// What the tunnel lacks is made beside what stands.
+	a.Agent().Kill()
+	lacks := c.Connector.Name + "-n2p"
+	_, err := a.Swanctl(ctx, "--terminate", "--child", lacks)
+	must(t, err)
+	must(t, a.StartAgent(ctx))
+	must(t, c.WaitAdopted(ctx, a, 3))
+	sameSAs(ctx, t, before, a)
+	sas, err := a.Swanctl(ctx, "--list-sas")
+	must(t, err)
+	if !strings.Contains(sas, lacks+":") {
+		t.Errorf("no CHILD SA %s:\n%s", lacks, sas)
+	}
+
 	conns, err := a.Swanctl(ctx, "--list-conns")
 	must(t, err)
 	if !strings.Contains(conns, stranger) {

@@ -153,7 +153,7 @@ func sampleSource() *fakeSource {
 	relayed.Relay, relayed.Reason = "beijing.connector", "beijing.edge2: consent lost"
 	relayed.Attempts, relayed.RetryAt = 3, sampleNow.Add(12*time.Second)
 	retry := pair("beijing.edge2", "shanghai.edge4", Down, 10*time.Second)
-	retry.Verdict = VerdictView{Expect: expectUnknown, Reason: "shanghai.edge4 has never been online: nothing is known of its NAT"}
+	retry.Verdict = VerdictView{Expect: expectUnknown, Reason: "shanghai.edge4 has never been online, or was deleted: nothing is known of its NAT"}
 	retry.Reason = "both NATs are symmetric (address-and-port-dependent mapping): the port to aim at changes per destination"
 	retry.Attempts, retry.RetryAt = 7, sampleNow.Add(48*time.Second)
 

@@ -36,8 +36,8 @@ type Overview struct {
 	Reasons []ReasonCount `json:"reasons"`
 	// Hours are the last 24, oldest first, hours without attempts among them.
 	Hours []HourView `json:"hours"`
-	// SuccessRate is direct out of all attempts that ended in those, 0 to 1;
-	// absent when none did.
+	// SuccessRate is direct out of all attempts that Hours count, 0 to 1; absent
+	// when there are none.
 	SuccessRate *float64 `json:"successRate,omitempty"`
 	// TimeToDirect is of the last 24 hours.
 	TimeToDirect Distribution `json:"timeToDirect"`
@@ -68,7 +68,8 @@ type ReasonCount struct {
 	Pairs  int    `json:"pairs"`
 }
 
-// HourView is what came of the attempts that ended in one hour.
+// HourView is what came of the attempts that ended in one hour. Of those that no
+// path was expected of (AttemptView.Hopeless) only such count as found one.
 type HourView struct {
 	Start  time.Time `json:"start"`
 	Direct int       `json:"direct"`

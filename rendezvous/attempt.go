@@ -200,6 +200,7 @@ func (c *coordinator) fail(now time.Time, p *pair, reason string, from wire.Node
 	p.tries++
 	p.retry(now.Add(c.backoff(p.tries, least, most)))
 	if p.state != Direct {
+		p.reason = c.why(now, p) // as settle has it: one change of the pair, not two
 		c.do(record{c.view(p)})
 	}
 }

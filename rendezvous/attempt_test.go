@@ -289,3 +289,25 @@ func TestPacketsAreCounted(t *testing.T) {
 		t.Errorf("%d packets", v.Packets)
 	}
 }
+
+// What an end says of a failed attempt is told once, as it stays: without the name
+// of the end where it only repeats what was expected.
+func TestFailureIsToldOnce(t *testing.T) {
+	m := newMachine(t, community("all", edge1, edge2))
+	m.join(edge1, edge2)
+	m.tell(edge1, symmetric)
+	m.tell(edge2, symmetric)
+	if m.pairs[both12].attempt == nil {
+		m.toRetry()
+	}
+	reason := m.pairs[both12].verdict.Reason
+	var said []string
+	for _, a := range m.Report(m.now, edge1, &wire.Report{Peer: edge2, Attempt: m.attempt(edge1, edge2), Outcome: wire.OutcomeFailed, Reason: reason}) {
+		if r, ok := a.(record); ok {
+			said = append(said, r.pair.Reason)
+		}
+	}
+	if reason == "" || len(said) == 0 || len(slices.Compact(said)) != 1 || said[0] != m.pair(edge1, edge2).Reason {
+		t.Errorf("told %q, in the end %q", said, m.pair(edge1, edge2).Reason)
+	}
+}

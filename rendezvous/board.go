@@ -61,7 +61,14 @@ func (s *Server) board(ctx context.Context) (*board, error) {
 	asked := time.Now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.last != nil && (b.last.at.After(asked) || b.of == b.version.Load()) {
+	switch {
+	case b.last == nil:
+	case b.last.at.After(asked):
+		return b.last, nil
+	case b.of == b.version.Load():
+		still := *b.last
+		still.at = asked // it is as it was
+		b.last = &still
 		return b.last, nil
 	}
 	next := &board{}

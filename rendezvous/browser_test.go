@@ -55,6 +55,8 @@ func newBrowser(t *testing.T) *browser {
 		}
 		cancelTab()
 		cancelAll()
+		b.mu.Lock()
+		defer b.mu.Unlock()
 		for _, c := range b.complaints {
 			if !b.accepted(c) {
 				t.Errorf("the browser complains: %s", c)

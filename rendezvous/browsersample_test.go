@@ -179,7 +179,7 @@ var sampleClusters = []string{"beijing", "chengdu", "guangzhou", "hangzhou", "sh
 
 func (s *sampleCluster) addNodes(edges int) {
 	nats := []wire.NAT{
-		{Present: true, Mapping: wire.EndpointIndependent, Filtering: wire.AddressAndPortDependent, Allocation: wire.Preserving, LifetimeSeconds: 120, Hops: 2},
+		{Present: true, Mapping: wire.EndpointIndependent, Filtering: wire.AddressAndPortDependent, Allocation: wire.Preserving, Poisoned: wire.No, LifetimeSeconds: 120, Hops: 2},
 		{Present: true, Mapping: wire.EndpointIndependent, Filtering: wire.EndpointIndependent, Hairpin: wire.Yes},
 		{Present: true, Mapping: wire.AddressAndPortDependent, Filtering: wire.AddressAndPortDependent, Allocation: wire.Random},
 		{Present: true, Mapping: wire.AddressAndPortDependent, Filtering: wire.AddressAndPortDependent, Allocation: wire.Sequential, Step: 2},
@@ -192,22 +192,30 @@ func (s *sampleCluster) addNodes(edges int) {
 			Name: wire.NodeName(name), Online: i%43 != 7, Since: s.now.Add(-time.Duration(i*i%4000) * time.Minute),
 			Endpoint:     wire.Endpoint{Name: wire.NodeName(name), Type: wire.Edge, ID: "O=bodkin, CN=" + name, Subnets: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)}},
 			AgentVersion: "0.5.0", Fingerprint: "5f1c8d20aa41", NAT: nats[[]int{0, 0, 0, 1, 0, 2, 0, 3, 4, 0, 1, 0}[i%12]],
-			Observed: netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}), 4500), ObservedAt: s.now.Add(-20 * time.Second), ObservedBy: "stun:3478",
+			Observed: netip.AddrPortFrom(sampleAddr(i), 4500), ObservedAt: s.now.Add(-20 * time.Second), ObservedBy: "stun:3478",
 		}
-		if i%97 == 11 {
+		if i == 11 {
 			n.NAT = nats[5]
 		}
 		if i%29 == 3 {
 			n.Metered, n.Usage = true, &UsageView{At: s.now, Seconds: 3600, Signalling: 812_345, STUN: 9000, Peers: map[wire.NodeName]int64{"a.b": 600_000}}
 		}
 		h := []store.Observation{{Addr: n.Observed, At: s.now.Add(-9 * time.Hour), Last: s.now.Add(-20 * time.Second), Means: "stun:3478"},
-			{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), 31744), At: s.now.Add(-50 * time.Hour), Last: s.now.Add(-9 * time.Hour), Means: "stun:3478"}}
+			{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 31744), At: s.now.Add(-50 * time.Hour), Last: s.now.Add(-9 * time.Hour), Means: "stun:3478"}}
 		s.nodes = append(s.nodes, NodeHistory{n, h})
 		s.overview.Nodes.Total++
 		if n.Online {
 			s.overview.Nodes.Online++
 		}
 	}
+}
+
+// sampleAddr is a public address of a node's own.
+func sampleAddr(i int) netip.Addr {
+	if i < 250 {
+		return netip.AddrFrom4([4]byte{203, 0, 113, byte(i + 1)})
+	}
+	return netip.AddrFrom4([4]byte{198, 51, 100, byte(i - 249)})
 }
 
 func (s *sampleCluster) addPairs(random *rand.Rand) {
@@ -239,31 +247,45 @@ func (s *sampleCluster) addPairs(random *rand.Rand) {
 		}
 		return strings.Compare(a.Reason, b.Reason)
 	})
+	s.overview.Reasons = s.overview.Reasons[:min(len(s.overview.Reasons), overviewReasons)]
+}
+
+// sampleVerdict is what the rendezvous would expect of two nodes.
+func sampleVerdict(a, b NodeView) VerdictView {
+	site := func(n NodeView) nat.Site {
+		return nat.Site{Name: string(n.Name), NAT: natOf(n.NAT), V4: true, Public: n.Observed.Addr()}
+	}
+	return viewOf(nat.Judge(site(a), site(b)))
+}
+
+// samplePathTo is how others reach a node directly.
+func samplePathTo(n NodeView) wire.Path {
+	if natOf(n.NAT).Symmetric() {
+		return wire.Path{Kind: wire.PathPeerReflexive, Remote: netip.AddrPortFrom(n.Observed.Addr(), 61804)}
+	}
+	return wire.Path{Kind: wire.PathServerReflexive, Remote: n.Observed}
 }
 
 func samplePair(random *rand.Rand, now time.Time, a, b NodeView) (PairView, byte) {
+	verdict := sampleVerdict(a, b)
 	p := PairView{
 		ID: wire.NewPairID(string(a.Name), string(b.Name)), Nodes: [2]wire.NodeName{min(a.Name, b.Name), max(a.Name, b.Name)}, Communities: []string{"all-edges"},
-		State: Direct, Since: now.Add(-time.Duration(random.IntN(90_000)) * time.Second), Attempts: 1, TimeToDirectMs: 412,
-		Verdict: VerdictView{nat.Direct, nat.ICE, "both ports are known"}, Strategy: nat.ICE,
-		Paths: map[wire.NodeName]wire.Path{a.Name: {Kind: wire.PathServerReflexive, Remote: b.Observed}, b.Name: {Kind: wire.PathPeerReflexive, Remote: a.Observed}},
+		State: Direct, Since: now.Add(-time.Duration(random.IntN(90_000)) * time.Second), Attempts: 1, TimeToDirectMs: 412, LastDirect: now,
+		Verdict: verdict, Strategy: verdict.Strategy,
+		Paths: map[wire.NodeName]wire.Path{a.Name: samplePathTo(b), b.Name: samplePathTo(a)},
 	}
-	symmetric := func(n NodeView) bool { return n.NAT.Mapping == wire.AddressAndPortDependent }
 	switch {
 	case !a.Online || !b.Online:
 		offline := a.Name
 		if a.Online {
 			offline = b.Name
 		}
-		p.State, p.Reason, p.Paths = Down, string(offline)+" is offline", nil
+		p.State, p.Reason, p.Paths, p.LastDirect = Down, string(offline)+" is offline", nil, p.Since
 		return p, 'x'
-	case a.NAT.Blocked != "" || b.NAT.Blocked != "":
-		p.State, p.Reason = Relayed, "UDP does not leave one of the networks"
-	case symmetric(a) && symmetric(b):
-		p.State, p.Reason = Relayed, "both NATs are symmetric (address-and-port-dependent mapping): the port to aim at changes per destination"
-		p.Verdict = VerdictView{nat.Relay, nat.None, p.Reason}
+	case verdict.Expect == nat.Relay:
+		p.State, p.Reason, p.LastDirect = Relayed, verdict.Reason, time.Time{}
 	case random.IntN(400) == 0:
-		p.State, p.Reason, p.RetryAt = Relayed, "consent lost", now.Add(40*time.Second)
+		p.State, p.Reason, p.LastDirect, p.RetryAt = Relayed, "consent lost", p.Since, now.Add(40*time.Second)
 		if random.IntN(3) == 0 {
 			p.Punching, p.Relay = true, "beijing.connector"
 			return p, 'R'
@@ -294,7 +316,7 @@ func (s *sampleCluster) addHistory(random *rand.Rand) {
 		{Kind: EventPair, Pair: s.pairs[40].ID, State: "direct", Cell: "d", Text: "direct after 412 ms, by ICE checks"},
 		{Kind: EventAttempt, Pair: s.pairs[40].ID, State: "running", Text: "attempt ordered, by ICE checks"},
 		{Kind: EventNode, Node: s.nodes[17].Name, State: "online", Text: "came online"},
-		{Kind: EventAddress, Node: s.nodes[17].Name, Text: "observed at 203.0.113.17[4500], was 198.51.100.17[31744]"},
+		{Kind: EventAddress, Node: s.nodes[17].Name, Text: "seen at 203.0.113.18:4500, before at 192.0.2.17:31744"},
 		{Kind: EventPair, Pair: s.pairs[41].ID, State: "relayed", Cell: "r", Text: "relayed through beijing.connector: consent lost"},
 		{Kind: EventRefused, Node: s.nodes[3].Name, Text: "endpoint.subnets: 10.0.3.0/24 overlaps 10.0.3.0/24 of beijing.edge02"},
 		{Kind: EventNode, Node: s.nodes[7].Name, State: "offline", Text: "went offline"},
@@ -309,40 +331,49 @@ func (s *sampleCluster) addHistory(random *rand.Rand) {
 	s.addAttempts()
 }
 
-// tried is the pair that the sample has attempts of.
-func (s *sampleCluster) tried() PairView { return s.pairs[4] }
+// triedPair is the place of the pair of nodes 0 and 5.
+const triedPair = 10
+
+// tried is the pair that the sample has attempts of: a search, since the one node
+// is behind a symmetric NAT.
+func (s *sampleCluster) tried() PairView { return s.pairs[triedPair] }
 
 func (s *sampleCluster) addAttempts() {
-	p := s.tried()
-	a, b := p.Nodes[0], p.Nodes[1]
+	p := &s.pairs[triedPair]
+	p.Since, p.Attempts, p.TimeToDirectMs, p.Packets = s.now.Add(-93*time.Second), 2, 1240, 555
+	one, two := s.nodes[0], s.nodes[5]
+	a, b := one.Name, two.Name
 	addr := netip.MustParseAddrPort
-	candidates := []wire.Candidate{{Kind: wire.Host, Addr: addr("192.168.1.20:4500")}, {Kind: wire.ServerReflexive, Addr: addr("203.0.113.20:4500")}}
+	host := addr("192.168.1.20:4500")
+	hit := p.Paths[a].Remote
+	candidates := []wire.Candidate{{Kind: wire.Host, Addr: host}, {Kind: wire.ServerReflexive, Addr: one.Observed}}
+	theirs := []wire.Candidate{{Kind: wire.Host, Addr: addr("10.0.0.7:4500")}, {Kind: wire.ServerReflexive, Addr: two.Observed}}
 	good := AttemptView{
 		ID: "at-2", Pair: p.ID, At: s.now.Add(-94 * time.Second), Strategy: nat.Probe, Outcome: AttemptDirect, ElapsedMs: 1260,
-		Verdict: VerdictView{nat.Direct, nat.Probe, string(b) + " is behind a symmetric NAT with random ports: " + string(a) + " looks for one of many it opens"},
+		Verdict: p.Verdict,
 		Sides: map[wire.NodeName]*AttemptSide{
-			a: {Role: wire.Controlling, Part: wire.PartSearch, Candidates: candidates, NAT: s.nodes[0].NAT, OffsetMs: 12, StartAfterMs: 31, Outcome: wire.OutcomeDirect,
-				Path: wire.Path{Kind: wire.PathPeerReflexive, Local: addr("192.168.1.20:4500"), Remote: addr("203.0.113.77:61804")}, ElapsedMs: 1240, Packets: 293,
-				Steps: []wire.Step{{AtMs: 31, Kind: wire.StepStart}, {AtMs: 32, Kind: wire.StepOpeners, Count: 2, Remote: addr("203.0.113.77:4500")}, {AtMs: 133, Kind: wire.StepCheck, Remote: addr("203.0.113.77:4500")},
-					{AtMs: 140, Kind: wire.StepSearch, Remote: addr("203.0.113.77:1024"), Text: "400 packets/s"}, {AtMs: 872, Kind: wire.StepHit, Count: 293, Remote: addr("203.0.113.77:61804")},
-					{AtMs: 884, Kind: wire.StepHeard, Remote: addr("203.0.113.77:61804")}, {AtMs: 905, Kind: wire.StepNominated, Remote: addr("203.0.113.77:61804")}, {AtMs: 931, Kind: wire.StepLoaded},
+			a: {Role: wire.Controlling, Part: wire.PartSearch, Candidates: candidates, NAT: one.NAT, OffsetMs: 12, StartAfterMs: 31, Outcome: wire.OutcomeDirect,
+				Path: wire.Path{Kind: wire.PathPeerReflexive, Local: host, Remote: hit}, ElapsedMs: 1240, Packets: 293,
+				Steps: []wire.Step{{AtMs: 31, Kind: wire.StepStart}, {AtMs: 32, Kind: wire.StepOpeners, Count: 2, Remote: two.Observed}, {AtMs: 133, Kind: wire.StepCheck, Remote: two.Observed},
+					{AtMs: 140, Kind: wire.StepSearch, Remote: netip.AddrPortFrom(two.Observed.Addr(), 1024), Text: "400 packets/s"}, {AtMs: 872, Kind: wire.StepHit, Count: 293, Remote: hit},
+					{AtMs: 884, Kind: wire.StepHeard, Remote: hit}, {AtMs: 905, Kind: wire.StepNominated, Remote: hit}, {AtMs: 931, Kind: wire.StepLoaded},
 					{AtMs: 1102, Kind: wire.StepIKE}, {AtMs: 1140, Kind: wire.StepChild, Count: 3}, {AtMs: 1240, Kind: wire.StepBytes}}},
-			b: {Role: wire.Controlled, Part: wire.PartOpen, Candidates: candidates[1:], NAT: s.nodes[5].NAT, OffsetMs: 43, StartAfterMs: 0, Outcome: wire.OutcomeDirect,
-				Path: wire.Path{Kind: wire.PathServerReflexive, Remote: addr("203.0.113.20:4500")}, ElapsedMs: 1198, Packets: 262,
-				Steps: []wire.Step{{AtMs: 0, Kind: wire.StepStart}, {AtMs: 4, Kind: wire.StepPorts, Count: 256, Remote: addr("203.0.113.20:4500")}, {AtMs: 838, Kind: wire.StepHeard, Remote: addr("203.0.113.20:4500")},
-					{AtMs: 861, Kind: wire.StepNominated, Remote: addr("203.0.113.20:4500")}, {AtMs: 880, Kind: wire.StepLoaded}, {AtMs: 1071, Kind: wire.StepIKE}, {AtMs: 1109, Kind: wire.StepChild, Count: 3}, {AtMs: 1198, Kind: wire.StepBytes}}},
+			b: {Role: wire.Controlled, Part: wire.PartOpen, Candidates: theirs, NAT: two.NAT, OffsetMs: 43, StartAfterMs: 0, Outcome: wire.OutcomeDirect,
+				Path: wire.Path{Kind: wire.PathServerReflexive, Remote: one.Observed}, ElapsedMs: 1198, Packets: 262,
+				Steps: []wire.Step{{AtMs: 0, Kind: wire.StepStart}, {AtMs: 4, Kind: wire.StepPorts, Count: 256, Remote: one.Observed}, {AtMs: 838, Kind: wire.StepHeard, Remote: one.Observed},
+					{AtMs: 861, Kind: wire.StepNominated, Remote: one.Observed}, {AtMs: 880, Kind: wire.StepLoaded}, {AtMs: 1071, Kind: wire.StepIKE}, {AtMs: 1109, Kind: wire.StepChild, Count: 3}, {AtMs: 1198, Kind: wire.StepBytes}}},
 		},
 	}
 	bad := AttemptView{
-		ID: "at-1", Pair: p.ID, At: s.now.Add(-200 * time.Second), Strategy: nat.ICE, Outcome: AttemptFailed, ElapsedMs: 10_020, Reason: string(a) + ": no check was answered",
-		Verdict: VerdictView{nat.Direct, nat.ICE, "both ports are known"},
+		ID: "at-1", Pair: p.ID, At: s.now.Add(-200 * time.Second), Strategy: nat.Openers, Outcome: AttemptFailed, ElapsedMs: 10_020, Reason: string(a) + ": no check was answered",
+		Verdict: VerdictView{nat.Direct, nat.Openers, "the NAT of " + string(b) + " is not known yet"},
 		Sides: map[wire.NodeName]*AttemptSide{
-			a: {Role: wire.Controlling, Candidates: candidates, NAT: s.nodes[0].NAT, OffsetMs: 12, StartAfterMs: 31, Outcome: wire.OutcomeFailed, ElapsedMs: 10_000, Reason: "no check was answered",
-				Steps: []wire.Step{{AtMs: 31, Kind: wire.StepStart}, {AtMs: 33, Kind: wire.StepCheck, Remote: addr("203.0.113.77:4500")}, {AtMs: 10_000, Kind: wire.StepFailed, Text: "no check was answered"}}},
-			b: {Role: wire.Controlled, Candidates: candidates, NAT: s.nodes[5].NAT, OffsetMs: 43},
+			a: {Role: wire.Controlling, Candidates: candidates, NAT: one.NAT, OffsetMs: 12, StartAfterMs: 31, Outcome: wire.OutcomeFailed, ElapsedMs: 10_000, Reason: "no check was answered",
+				Steps: []wire.Step{{AtMs: 31, Kind: wire.StepStart}, {AtMs: 32, Kind: wire.StepOpeners, Remote: two.Observed}, {AtMs: 133, Kind: wire.StepCheck, Remote: two.Observed}, {AtMs: 10_000, Kind: wire.StepFailed, Text: "no check was answered"}}},
+			b: {Role: wire.Controlled, Candidates: theirs, OffsetMs: 43},
 		},
 	}
-	s.detail[p.ID] = PairDetail{At: s.now, Pair: p, Attempts: []AttemptView{good, bad}}
+	s.detail[p.ID] = PairDetail{At: s.now, Pair: *p, Attempts: []AttemptView{good, bad}}
 }
 
 func mustJSON(v any) []byte {

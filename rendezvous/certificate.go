@@ -103,8 +103,12 @@ func (c *certificates) look(now time.Time, asked bool) {
 		c.log.Info("certificate, key and CA are good again")
 	}
 	c.problem.Store(nil)
-	c.current.Store(next)
-	c.log.Info("certificate taken into use", "serial", fmt.Sprintf("%x", next.leaf.SerialNumber), "until", next.leaf.NotAfter.UTC())
+	was := c.current.Swap(next)
+	level := slog.LevelInfo
+	if was.leaf.Equal(next.leaf) && was.tls.ClientCAs.Equal(next.tls.ClientCAs) {
+		level = slog.LevelDebug
+	}
+	c.log.Log(context.Background(), level, "certificate taken into use", "serial", fmt.Sprintf("%x", next.leaf.SerialNumber), "until", next.leaf.NotAfter.UTC())
 }
 
 // trouble is what an operator should know of the certificate, empty if nothing.

@@ -135,3 +135,20 @@ func TestCertificateTrouble(t *testing.T) {
 		}
 	}
 }
+
+// A reload that finds what is in use already has nothing to say.
+func TestReloadOfTheSame(t *testing.T) {
+	s := newSite(t)
+	var text strings.Builder
+	c, err := newCertificates(s.config, slog.New(slog.NewTextHandler(&text, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.look(time.Now(), true); text.Len() > 0 {
+		t.Errorf("said: %s", &text)
+	}
+	s.show(s.ca.issue("renewed"))
+	if c.look(time.Now(), true); !strings.Contains(text.String(), "certificate taken into use") {
+		t.Errorf("of another one: %q", &text)
+	}
+}

@@ -96,12 +96,21 @@ func (c *chronicle) report(now time.Time, from wire.NodeName, r *wire.Report) *A
 		s.Path = r.Path
 	}
 	if len(r.Steps) > 0 {
-		s.Steps = r.Steps
+		s.Steps = printable(r.Steps)
 	}
 	if v.Outcome == AttemptRunning {
 		return nil
 	}
 	return v
+}
+
+// printable is steps as terminals may show them: a node can put anything there.
+func printable(steps []wire.Step) []wire.Step {
+	out := slices.Clone(steps)
+	for i, s := range out {
+		out[i].Kind, out[i].Text = wire.StepKind(wire.Clip(string(s.Kind))), wire.Clip(s.Text)
+	}
+	return out
 }
 
 // end ends an attempt and returns it.

@@ -126,6 +126,20 @@ func TestChronicleHearsBothSides(t *testing.T) {
 	}
 }
 
+// What a node tells is shown on operators' terminals.
+func TestChronicleWithoutControlCharacters(t *testing.T) {
+	s, id := newScribe(t)
+	const erase = "\x1b[2J"
+	s.says(edge1, wire.Report{Peer: edge2, Attempt: id, Outcome: wire.OutcomeFailed, Reason: "no" + erase,
+		Steps: []wire.Step{{Kind: "odd" + erase, Text: "so" + erase}}})
+	if len(s.done) != 1 {
+		t.Fatalf("%+v", s.done)
+	}
+	if got := fmt.Sprint(*s.done[0].Sides[edge1]); strings.Contains(got, erase) || !strings.Contains(got, "odd [2J") || !strings.Contains(got, "so [2J") {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestChronicleOfCancelled(t *testing.T) {
 	for name, end := range map[string]func(*scribe) []action{
 		"a node went offline": func(s *scribe) []action { return s.Offline(s.now, edge2) },
@@ -225,7 +239,7 @@ func TestPairDetail(t *testing.T) {
 		}
 		var o Overview
 		h("/api/v1/overview", &o)
-		if o.SuccessRate == nil || *o.SuccessRate != 1 || o.TimeToDirect.MedianMs != 100 || o.Hours[23].Direct+o.Hours[22].Direct != 1 || o.Pairs.Total != 1 || o.Nodes.Total != 2 {
+		if o.Since.IsZero() || o.SuccessRate == nil || *o.SuccessRate != 1 || o.TimeToDirect.MedianMs != 100 || o.Hours[23].Direct+o.Hours[22].Direct != 1 || o.Pairs.Total != 1 || o.Nodes.Total != 2 {
 			t.Errorf("%+v", o)
 		}
 		var list EventList

@@ -387,6 +387,7 @@ func TestReportsThatChangeNothing(t *testing.T) {
 		{"loss by an outsider", edge3, wire.Report{Peer: edge1, Outcome: wire.OutcomeLost, Reason: "x"}, "it has no pair with that node"},
 		{"about itself", edge1, wire.Report{Peer: edge1, Outcome: wire.OutcomeLost}, "it has no pair with that node"},
 		{"about nobody", edge1, wire.Report{Peer: "nobody.knows", Outcome: wire.OutcomeFailed}, "it has no pair with that node"},
+		{"failure of an attempt whose pair has ended", edge3, wire.Report{Peer: edge1, Attempt: old, Outcome: wire.OutcomeFailed, Reason: "x"}, ""},
 		{"stale nominated", edge1, wire.Report{Peer: edge2, Attempt: old, Outcome: wire.OutcomeNominated}, ""},
 		{"stale direct", edge1, wire.Report{Peer: edge2, Attempt: old, Outcome: wire.OutcomeDirect}, ""},
 		{"stale failure", edge1, wire.Report{Peer: edge2, Attempt: old, Outcome: wire.OutcomeFailed, Reason: "x"}, ""},

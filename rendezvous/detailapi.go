@@ -152,17 +152,3 @@ func (s *Server) inForce(ctx context.Context) (at time.Time, cs []Community, err
 	})
 	return at, cs, err
 }
-
-// snapshot is everything of one moment.
-func (s *Server) snapshot(ctx context.Context) (Snapshot, error) {
-	var snap Snapshot
-	err := s.hub.call(ctx, func(now time.Time) []action {
-		snap = Snapshot{At: now, Pairs: s.hub.coordinator.Views(), Communities: slices.Clone(s.hub.coordinator.communities)}
-		for _, d := range s.hub.details {
-			snap.Nodes = append(snap.Nodes, *d)
-		}
-		return nil
-	})
-	slices.SortFunc(snap.Nodes, byName)
-	return snap, err
-}

@@ -27,8 +27,14 @@ import (
 // newIssuingSite is a site that holds the key of its CA.
 func newIssuingSite(t *testing.T) *site {
 	t.Helper()
+	return newIssuingSiteOf(t, time.Now())
+}
+
+// newIssuingSiteOf is one whose CA was made then.
+func newIssuingSiteOf(t *testing.T, made time.Time) *site {
+	t.Helper()
 	s := newSite(t)
-	ca, err := pki.NewCA(time.Now())
+	ca, err := pki.NewCA(made)
 	if err != nil {
 		t.Fatal(err)
 	}

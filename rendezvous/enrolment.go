@@ -92,16 +92,23 @@ func (s *Server) agentHandler() http.Handler {
 // serveCA gives the certificate that join tokens hold the hash of, or with an
 // existing CA all that are trusted.
 func (s *Server) serveCA(w http.ResponseWriter, _ *http.Request) {
-	text, err := os.ReadFile(s.cfg.CA)
+	var certs []*x509.Certificate
 	if ca := s.authority.CA; ca != nil {
-		text, err = pki.EncodeCertificate(ca.Certificate.Raw), nil
-	}
-	if err != nil {
-		s.answerJoin(w, nil, err)
-		return
+		certs = append(certs, ca.Certificate)
+	} else {
+		text, err := os.ReadFile(s.cfg.CA)
+		if err == nil {
+			certs, err = pki.ParseCertificates(text)
+		}
+		if err != nil {
+			s.answerJoin(w, nil, err)
+			return
+		}
 	}
 	w.Header().Set("Content-Type", "application/x-pem-file")
-	_, _ = w.Write(text)
+	for _, cert := range certs { // and not the file: some keep the key in it, too
+		_, _ = w.Write(pki.EncodeCertificate(cert.Raw))
+	}
 }
 
 func (s *Server) serveCRL(w http.ResponseWriter, _ *http.Request) {

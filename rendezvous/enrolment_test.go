@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/bodkin-net/bodkin/internal/pki"
+	"github.com/bodkin-net/bodkin/rendezvous/access"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 	"github.com/bodkin-net/bodkin/store"
 )
@@ -448,5 +449,23 @@ func TestRenewCertificate(t *testing.T) {
 		if got, err := s.config.RenewCertificate(next.NotAfter, ca, true); got || err != nil {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
+	}
+}
+
+// Whoever starts with an empty store beside a CA that has issued before is told.
+func TestStoreLost(t *testing.T) {
+	old := newIssuingSiteOf(t, time.Now().Add(-24*time.Hour))
+	for _, tt := range []struct {
+		name string
+		site *site
+		want bool
+	}{{"both new", newIssuingSite(t), false}, {"the store lost", old, true}, {"the next start", old, false}} {
+		r := tt.site.start()
+		var o Overview
+		getJSON(t, r.serving(access.Socket), "/api/v1/overview", &o)
+		if strings.Contains(o.Trouble, "the store is new") != tt.want {
+			t.Errorf("%s: trouble %q", tt.name, o.Trouble)
+		}
+		r.stop()
 	}
 }

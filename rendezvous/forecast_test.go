@@ -50,7 +50,7 @@ func TestForecast(t *testing.T) {
 	}
 	wantSummary := ForecastSummary{Pairs: 10, Direct: 5, Relay: 1, Unknown: 4, Reasons: []ForecastReason{
 		{nat.Relay, "both NATs are symmetric with random ports: neither side's port can be known or found", 1},
-		{expectUnknown, "shanghai.edge4 has never been online: nothing is known of its NAT", 4},
+		{expectUnknown, "shanghai.edge4 has never been online, or was deleted: nothing is known of its NAT", 4},
 	}}
 	if got := summarise(pairs); !reflect.DeepEqual(got, wantSummary) {
 		t.Errorf("%+v\nwant %+v", got, wantSummary)

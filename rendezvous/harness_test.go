@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -177,6 +178,27 @@ func (r *running) apply(cs ...Community) {
 	if _, err := r.server.applyCommunities(r.t.Context(), "test.yaml", in); err != nil {
 		r.t.Fatalf("apply: %v", err)
 	}
+}
+
+// Snapshot is everything that the API shows, of one moment.
+type Snapshot struct {
+	At          time.Time
+	Nodes       []NodeView
+	Communities []Community
+	Pairs       []PairView
+}
+
+func (s *Server) snapshot(ctx context.Context) (Snapshot, error) {
+	var snap Snapshot
+	err := s.hub.call(ctx, func(now time.Time) []action {
+		snap = Snapshot{At: now, Pairs: s.hub.coordinator.Views(), Communities: slices.Clone(s.hub.coordinator.communities)}
+		for _, d := range s.hub.details {
+			snap.Nodes = append(snap.Nodes, *d)
+		}
+		return nil
+	})
+	slices.SortFunc(snap.Nodes, byName)
+	return snap, err
 }
 
 func (r *running) snapshot() Snapshot {

@@ -31,7 +31,7 @@ func newHours(stored []store.Hour) *hours {
 	return h
 }
 
-// count takes in an attempt that ended now, and returns its hour.
+// count takes in an attempt that ended now, direct or failed, and returns its hour.
 func (h *hours) count(now time.Time, outcome AttemptOutcome, took time.Duration) store.Hour {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -210,6 +210,7 @@ func (h *hub) join(ctx context.Context, s *session, hello *wire.Hello, delay tim
 	if !wire.SameIdentity(hello.Endpoint.ID, s.identity) {
 		return fmt.Errorf("%w: endpoint.id is %q, the certificate's subject is %q: use that", errRefused, hello.Endpoint.ID, s.identity)
 	}
+	hello.Endpoint.ID = s.identity // which may differ in blanks, and goes to peers
 	hello.AgentVersion, hello.NoProbe = wire.Clip(hello.AgentVersion), wire.Clip(hello.NoProbe)
 	var refused error
 	var broken error
@@ -383,12 +384,4 @@ func (h *hub) detail(name wire.NodeName) *NodeView {
 		h.details[name] = d
 	}
 	return d
-}
-
-// Snapshot is everything the page and the API show, of one moment.
-type Snapshot struct {
-	At          time.Time   `json:"at"`
-	Nodes       []NodeView  `json:"nodes"`
-	Communities []Community `json:"communities"`
-	Pairs       []PairView  `json:"pairs"`
 }

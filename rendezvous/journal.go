@@ -74,6 +74,10 @@ func pairText(v PairView) string {
 	return "direct: " + strings.Join(ways, ", ")
 }
 
+// remember takes up what was told of a pair before a restart: that it is still so is
+// no news, and would push out of the events what was.
+func (j *journal) remember(v PairView) { j.said[v.ID] = pairSaid{state: v.State, reason: v.Reason} }
+
 func (j *journal) forget(id wire.PairID) { delete(j.said, id) }
 
 // order tells that both sides were told to punch.
@@ -81,7 +85,11 @@ func (j *journal) order(now time.Time, o ordered) {
 	v := j.chronicle.order(now, o)
 	j.log.Info("punch ordered", "pair", o.pair, "attempt", o.attempt, "strategy", o.strategy, "hopeless", v.Hopeless)
 	j.metrics.orders.WithLabelValues(string(o.strategy)).Inc()
-	j.events.add(now, EventView{Kind: EventAttempt, Pair: o.pair, State: string(AttemptRunning), Text: "punch ordered, strategy " + string(o.strategy)})
+	text := "punch ordered, strategy " + string(o.strategy)
+	if v.Hopeless != "" {
+		text = "punch ordered, though no path is expected: " + v.Hopeless
+	}
+	j.events.add(now, EventView{Kind: EventAttempt, Pair: o.pair, State: string(AttemptRunning), Text: text})
 }
 
 // report keeps what a side says of an attempt.
@@ -96,7 +104,12 @@ func (j *journal) report(now time.Time, from wire.NodeName, r *wire.Report) {
 func (j *journal) end(now time.Time, e ended) {
 	j.log.Info("punch ended", "pair", e.pair, "attempt", e.attempt, "strategy", e.strategy, "outcome", e.outcome, "reason", e.reason)
 	j.metrics.attempts.WithLabelValues(string(e.strategy), string(e.outcome)).Inc()
+	v := j.chronicle.end(now, e)
+	hopeless := v != nil && v.Hopeless != "" && e.outcome == AttemptFailed
 	text := fmt.Sprintf("punch %s, strategy %s", e.outcome, e.strategy)
+	if hopeless {
+		text = "punch failed, as no path was expected"
+	}
 	switch {
 	case e.outcome == AttemptDirect:
 		text += fmt.Sprintf(", after %d ms", e.took.Milliseconds())
@@ -105,10 +118,12 @@ func (j *journal) end(now time.Time, e ended) {
 		text += ": " + e.reason
 	}
 	j.events.add(now, EventView{Kind: EventAttempt, Pair: e.pair, State: string(e.outcome), Text: text})
-	if e.outcome != AttemptCancelled { // which says nothing of the path
+	// One that was cancelled says nothing of the path, and what was not to be had is
+	// no failure.
+	if e.outcome != AttemptCancelled && !hopeless {
 		j.recorder.hour(j.hours.count(now, e.outcome, e.took))
 	}
-	if v := j.chronicle.end(now, e); v != nil {
+	if v != nil {
 		j.recorder.attempt(v.clone())
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/bodkin-net/bodkin/punch/nat"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
@@ -67,10 +68,11 @@ func TestJournalOfPairs(t *testing.T) {
 func TestReasonsInGeneral(t *testing.T) {
 	names := [2]wire.NodeName{edge1, "beijing.edge10"}
 	for reason, want := range map[string]string{
-		"beijing.edge1 is offline":                             "NODE is offline",
-		"beijing.edge10 is offline":                            "NODE is offline",
-		"beijing.edge1: beijing.edge10 does not answer":        "NODE: NODE does not answer",
-		"consent lost; relayed until 12:30:15 UTC, since then": "consent lost; relayed until TIME, since then",
+		"beijing.edge1 is offline":                                                "NODE is offline",
+		"beijing.edge10 is offline":                                               "NODE is offline",
+		"beijing.edge1: beijing.edge10 does not answer":                           "NODE: NODE does not answer",
+		"consent lost; relayed until 12:30:15 UTC, since then":                    "consent lost; relayed until TIME, since then",
+		"the path to 203.0.113.3:4500 went silent, and so did [2001:db8::3]:4500": "the path to ADDRESS went silent, and so did ADDRESS",
 		"punching": "punching",
 	} {
 		if got := inGeneral(pairBrief{names: names, reason: reason}); got != want {
@@ -91,5 +93,39 @@ func TestReasonsInGeneral(t *testing.T) {
 	}
 	if len(got) != reasonLabels+2 || !reflect.DeepEqual(rest, map[State]int{Down: 80 + 78 + 76, Relayed: 79 + 77}) {
 		t.Errorf("%d reasons, the rest %v", len(got), rest)
+	}
+}
+
+// An attempt that no path was expected of is told so, and is no failure; one that
+// finds a path all the same is a success.
+func TestJournalOfHopelessAttempts(t *testing.T) {
+	for _, tt := range []struct {
+		hopeless string
+		outcome  AttemptOutcome
+		want     HourView
+		texts    []string
+	}{
+		{"", AttemptFailed, HourView{Failed: 1}, []string{"punch ordered, strategy ice", "punch failed, strategy ice: silence"}},
+		{"two random NATs", AttemptFailed, HourView{}, []string{"punch ordered, though no path is expected: two random NATs", "punch failed, as no path was expected: silence"}},
+		{"two random NATs", AttemptDirect, HourView{Direct: 1}, []string{"punch ordered, though no path is expected: two random NATs", "punch direct, strategy ice, after 0 ms"}},
+	} {
+		j := newJournal(slog.New(slog.DiscardHandler), newMetrics(), newRecorder(nil, nil))
+		order := &wire.Punch{Hopeless: tt.hopeless}
+		j.order(sampleNow, ordered{pair: both12, attempt: "a", names: [2]wire.NodeName{edge1, edge2}, strategy: nat.ICE, orders: [2]*wire.Punch{order, order}})
+		e := ended{pair: both12, attempt: "a", strategy: nat.ICE, outcome: tt.outcome, reason: "silence"}
+		j.end(sampleNow, e)
+		var o Overview
+		j.hours.describe(&o, sampleNow)
+		if got := o.Hours[len(o.Hours)-1]; got.Direct != tt.want.Direct || got.Failed != tt.want.Failed {
+			t.Errorf("%q %s: %+v, want %+v", tt.hopeless, tt.outcome, got, tt.want)
+		}
+		var told []string
+		events, _ := j.events.since(0)
+		for _, e := range events {
+			told = append(told, e.Text)
+		}
+		if !reflect.DeepEqual(told, tt.texts) {
+			t.Errorf("%q", told)
+		}
 	}
 }

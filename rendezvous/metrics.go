@@ -15,7 +15,7 @@ type metrics struct {
 	outcomes       *prometheus.CounterVec
 	demotes        prometheus.Counter
 	refusedReports prometheus.Counter
-	// refusedSessions are those of nodes that claim what is another's.
+	// refusedSessions are those of nodes whose certificate is good.
 	refusedSessions prometheus.Counter
 	addressChanges  prometheus.Counter
 	timeToDirect    prometheus.Histogram
@@ -41,7 +41,7 @@ func newMetrics() *metrics {
 		refusedReports: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "bodkin_reports_refused_total", Help: "Reports about pairs or attempts that were not their sender's."}),
 		refusedSessions: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "bodkin_sessions_refused_total", Help: "Sessions refused because the node claims subnets of another."}),
+			Name: "bodkin_sessions_refused_total", Help: "Sessions of good certificates that were refused: the node waits for approval, was revoked, or claims what is another's."}),
 		addressChanges: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "bodkin_observed_address_changes_total", Help: "Times a node was observed at another address than before."}),
 		timeToDirect: prometheus.NewHistogram(prometheus.HistogramOpts{

@@ -1,9 +1,13 @@
 package rendezvous
 
 import (
+	"cmp"
 	"net"
 	"net/http"
+	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/bodkin-net/bodkin/internal/pki"
@@ -146,14 +150,29 @@ func seconds(n int64) time.Duration {
 }
 
 // joinURL is where a node joins, as far as the rendezvous knows itself: by its
-// certificate, which has to hold what nodes dial.
+// certificate, which has to hold what nodes dial. The widest known of its hosts
+// is the one.
 func (s *Server) joinURL() string {
 	hosts := pki.Hosts(s.certs.current.Load().leaf)
 	at, ok := s.agents.Addr().(*net.TCPAddr)
 	if len(hosts) == 0 || !ok {
 		return ""
 	}
-	return "https://" + net.JoinHostPort(hosts[0], strconv.Itoa(at.Port))
+	host := slices.MinFunc(hosts, func(a, b string) int { return cmp.Compare(narrowness(a), narrowness(b)) })
+	return "https://" + net.JoinHostPort(host, strconv.Itoa(at.Port))
+}
+
+// narrowness orders hosts by who can reach them: everybody, a network, this
+// machine only.
+func narrowness(host string) int {
+	addr, err := netip.ParseAddr(host)
+	switch {
+	case host == "localhost" || addr.IsLoopback() || addr.IsLinkLocalUnicast():
+		return 2
+	case err == nil && addr.IsPrivate() || err != nil && !strings.Contains(host, "."):
+		return 1
+	}
+	return 0
 }
 
 // changed tells whoever watches what an operator did to a node.

@@ -118,3 +118,16 @@ func TestVerdictsOverTheWire(t *testing.T) {
 		t.Errorf("communities %+v", snap.Communities)
 	}
 }
+
+// Where to join is a host that the farthest reach.
+func TestJoinHosts(t *testing.T) {
+	for _, order := range [][]string{
+		{"203.0.113.1", "10.0.0.1", "127.0.0.1"}, {"connector.example", "localhost"}, {"2001:db8::1", "connector", "::1"}, {"192.168.1.1", "fe80::1"},
+	} {
+		for i := range order[1:] {
+			if narrowness(order[i]) >= narrowness(order[i+1]) {
+				t.Errorf("%s is not wider known than %s", order[i], order[i+1])
+			}
+		}
+	}
+}

@@ -67,8 +67,11 @@ func (b *board) reasons(rephrase func(pairBrief) string) []ReasonCount {
 // inFull is the reason as it stands.
 func inFull(p pairBrief) string { return p.reason }
 
-// clock is a time of day, as reasons have it.
-var clock = regexp.MustCompile(`\d\d:\d\d:\d\d UTC`)
+// clock is a time of day, address a UDP address, as reasons have them.
+var (
+	clock   = regexp.MustCompile(`\d\d:\d\d:\d\d UTC`)
+	address = regexp.MustCompile(`(\d+\.\d+\.\d+\.\d+|\[[0-9a-fA-F:.]+\]):\d+`)
+)
 
 // inGeneral is the reason without what is this pair's own, for metrics: each of
 // their labels is kept for weeks.
@@ -81,7 +84,7 @@ func inGeneral(p pairBrief) string {
 	for _, name := range []wire.NodeName{longer, shorter} {
 		text = strings.ReplaceAll(text, string(name), "NODE")
 	}
-	return clock.ReplaceAllString(text, "TIME")
+	return address.ReplaceAllString(clock.ReplaceAllString(text, "TIME"), "ADDRESS")
 }
 
 // overview is the page's first view.

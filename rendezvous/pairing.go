@@ -166,7 +166,7 @@ func (c *coordinator) why(now time.Time, p *pair) string {
 	for _, name := range p.names {
 		switch n := c.nodes[name]; {
 		case n == nil:
-			return string(name) + " has never been online"
+			return string(name) + " has never been online, or was deleted"
 		case p.verdict.Strategy == nat.None:
 			return p.verdict.Reason
 		case !n.online && p.state == Relayed:

@@ -419,7 +419,7 @@ func TestForget(t *testing.T) {
 	if err := m.Admit(taken); err != nil {
 		t.Errorf("the subnets of a forgotten node: %v", err)
 	}
-	m.wantPair(edge1, edge2, Down, false, "beijing.edge2 has never been online")
+	m.wantPair(edge1, edge2, Down, false, "beijing.edge2 has never been online, or was deleted")
 }
 
 // An end of a connector's tunnel that believes in it is told when the other has

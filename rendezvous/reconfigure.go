@@ -24,7 +24,7 @@ func (s *Server) Reconfigure(ctx context.Context, file Config) error {
 	return s.hub.call(ctx, func(now time.Time) []action {
 		was := s.running
 		s.running = adopt(was, file)
-		s.logChanges(was, file)
+		yamlfile.LogChanges(s.log, was, s.running, file)
 		s.hub.mayConnect = s.running.mayConnect
 		s.authority.Reconfigure(rules)
 		s.hub.setSTUNAddrs(addrs)
@@ -47,19 +47,6 @@ func adopt(running, file Config) Config {
 	running.Relay = file.Relay
 	running.LogLevel = file.LogLevel
 	return running
-}
-
-func (s *Server) logChanges(was, file Config) {
-	now, later := yamlfile.Diff(was, s.running), yamlfile.Diff(s.running, file)
-	for _, c := range now {
-		s.log.Info("configuration changed", "key", c.Key, "before", c.Before, "after", c.After)
-	}
-	for _, c := range later {
-		s.log.Warn("configuration changed: takes effect at the next start", "key", c.Key, "before", c.Before, "after", c.After)
-	}
-	if len(now)+len(later) == 0 {
-		s.log.Info("configuration read again: nothing has changed")
-	}
 }
 
 // Relaying changes whether and what connectors relay.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -18,7 +19,11 @@ const (
 	// writeRetry is between tries of a store that does not take a record: a disk
 	// that is full stays so for a while.
 	writeRetry = 5 * time.Second
-	// maxObservations bounds the observations and attempts that wait for such a
+	// historyEvery is how often history is written, which nothing depends on: some
+	// hundred kilobytes and a flush of the disk each time, whether it is one attempt
+	// or those of a second.
+	historyEvery = time.Second
+	// maxObservations bounds the observations, and the attempts, that wait for such a
 	// disk, 20 MB at the most. Beyond it the oldest are given up: they are history.
 	// Other records are as many as there are nodes and pairs.
 	maxObservations = 4096
@@ -32,10 +37,13 @@ type recorder struct {
 	log   *slog.Logger
 
 	mu sync.Mutex
-	// records and observations wait in this order.
-	records, observations []string
-	pending               map[string]func() error
-	wake                  chan struct{}
+	// records, observations and history wait in this order.
+	records, observations, history []string
+
+	pending map[string]func() error
+	// attempts are what the next write of them takes, the oldest first.
+	attempts []AttemptView
+	wake     chan struct{}
 	// failing is the last write's error, for /readyz; given are the
 	// observations given up since writes began to fail.
 	failing error
@@ -73,6 +81,16 @@ func (r *recorder) putObservation(key string, write func() error) {
 	r.look()
 }
 
+// putHistory queues a write that has time until the next of its kind.
+func (r *recorder) putHistory(key string, write func() error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.pending[key]; !ok {
+		r.history = append(r.history, key)
+	}
+	r.pending[key] = write
+}
+
 func (r *recorder) look() {
 	select {
 	case r.wake <- struct{}{}:
@@ -83,15 +101,19 @@ func (r *recorder) look() {
 // run writes until ctx is done, and then what is left. What could not be
 // written is kept and tried again.
 func (r *recorder) run(ctx context.Context) {
+	history := time.NewTicker(historyEvery)
+	defer history.Stop()
 	for {
 		// A disk that fails is not asked more often for being asked for more.
-		wake, again := r.wake, (<-chan time.Time)(nil)
+		wake, again := r.wake, history.C
 		if r.err() != nil {
 			wake, again = nil, time.After(writeRetry)
 		}
 		select {
 		case <-wake:
+			r.write(false)
 		case <-again:
+			r.flush()
 		case <-ctx.Done():
 			r.flush()
 			if err := r.err(); err != nil {
@@ -99,14 +121,16 @@ func (r *recorder) run(ctx context.Context) {
 			}
 			return
 		}
-		r.flush()
 	}
 }
 
 // flush writes all that is pending, in order, up to the first failure.
-func (r *recorder) flush() {
+func (r *recorder) flush() { r.write(true) }
+
+// write is flush, with history or without.
+func (r *recorder) write(history bool) {
 	for {
-		key, write := r.next()
+		key, write := r.next(history)
 		if write == nil {
 			return
 		}
@@ -118,12 +142,15 @@ func (r *recorder) flush() {
 }
 
 // next takes the oldest write off the queue. With none left the store works.
-func (r *recorder) next() (key string, write func() error) {
+func (r *recorder) next(history bool) (key string, write func() error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	queue := &r.records
 	if len(*queue) == 0 {
 		queue = &r.observations
+	}
+	if len(*queue) == 0 && history {
+		queue = &r.history
 	}
 	if len(*queue) == 0 {
 		if r.failing != nil {
@@ -213,22 +240,57 @@ func (r *recorder) pair(v PairView) {
 
 // events has the events stored that are not yet.
 func (r *recorder) events(l *eventLog) {
-	r.put("events", func() error { return l.write(r.store) })
+	r.putHistory("events", func() error { return l.write(r.store) })
 }
 
 func (r *recorder) hour(h store.Hour) {
-	r.put("hour "+h.Start.Format(time.RFC3339), func() error { return r.store.PutHour(h) })
+	r.putHistory("hour "+h.Start.Format(time.RFC3339), func() error { return r.store.PutHour(h) })
 }
 
-// attempt stores an attempt, which is history, too.
+// attempt has an attempt stored, in place of what was said of it before.
 func (r *recorder) attempt(v AttemptView) {
-	r.putObservation("attempt "+string(v.ID), func() error {
+	r.mu.Lock()
+	r.gather(v)
+	r.mu.Unlock()
+	r.putHistory("attempts", r.writeAttempts)
+}
+
+// gather adds to the attempts that wait. r.mu is held.
+func (r *recorder) gather(v AttemptView) {
+	if i := slices.IndexFunc(r.attempts, func(is AttemptView) bool { return is.ID == v.ID }); i >= 0 {
+		r.attempts[i] = v
+		return
+	}
+	if r.attempts = append(r.attempts, v); len(r.attempts) > maxObservations {
+		r.attempts = r.attempts[1:]
+		r.given++
+	}
+}
+
+func (r *recorder) writeAttempts() error {
+	r.mu.Lock()
+	batch := r.attempts
+	r.attempts = nil
+	r.mu.Unlock()
+	var records []store.Attempt
+	for _, v := range batch {
 		b, err := json.Marshal(v)
 		if err != nil {
 			return err
 		}
-		return r.store.AddAttempt(store.Attempt{ID: string(v.ID), Pair: string(v.Pair), At: v.At, Record: b})
-	})
+		records = append(records, store.Attempt{ID: string(v.ID), Pair: string(v.Pair), At: v.At, Record: b})
+	}
+	err := r.store.AddAttempts(records...)
+	if err != nil {
+		r.mu.Lock()
+		newer := r.attempts
+		r.attempts = batch
+		for _, v := range newer {
+			r.gather(v)
+		}
+		r.mu.Unlock()
+	}
+	return err
 }
 
 func (r *recorder) forgetNode(name wire.NodeName) {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -220,5 +221,61 @@ func TestRecorderGivesUpObservations(t *testing.T) {
 	r.flush()
 	if len(wrote) != maxObservations+1 || wrote[0] != "node" || wrote[1] != fmt.Sprint(extra) {
 		t.Errorf("%d written, first %q; want the record and then the newest observations", len(wrote), wrote[:min(2, len(wrote))])
+	}
+}
+
+// Attempts are written together, each as it was last; those that a store did not
+// take, with what has come since. History waits for its time.
+func TestRecorderGathersAttempts(t *testing.T) {
+	r, full := newTestRecorder(t)
+	if err := full.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, db := newTestRecorder(t)
+	put := func(id wire.AttemptID, o AttemptOutcome) {
+		r.attempt(AttemptView{ID: id, Pair: both12, At: time.Unix(1_700_000_000, 0), Outcome: o})
+	}
+	put("a", AttemptRunning)
+	put("b", AttemptFailed)
+	r.flush()
+	if r.err() == nil {
+		t.Fatal("a closed store takes writes")
+	}
+	put("a", AttemptDirect)
+	r.store = db
+	written := func() (got []string) {
+		t.Helper()
+		stored, err := db.Attempts(string(both12))
+		if err != nil {
+			t.Fatal(err)
+		}
+		views, err := withStored(nil, stored)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range views {
+			got = append(got, string(v.ID)+" "+string(v.Outcome))
+		}
+		slices.Sort(got)
+		return got
+	}
+	r.flush()
+	if got, want := written(), []string{"a direct", "b failed"}; !slices.Equal(got, want) || r.err() != nil {
+		t.Errorf("%q, %v; want %q", got, r.err(), want)
+	}
+	put("c", AttemptFailed)
+	r.write(false)
+	if got := written(); len(got) != 2 {
+		t.Errorf("before its time: %q", got)
+	}
+	r.flush()
+	if got := written(); len(got) != 3 {
+		t.Errorf("at its time: %q", got)
+	}
+	for i := range maxObservations + 1 {
+		put(wire.AttemptID(fmt.Sprint(i)), AttemptFailed)
+	}
+	if len(r.attempts) != maxObservations || r.attempts[0].ID != "1" {
+		t.Errorf("%d wait, the first %s", len(r.attempts), r.attempts[0].ID)
 	}
 }

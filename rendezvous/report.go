@@ -98,8 +98,8 @@ func (p *pair) ended(attempt wire.AttemptID) bool { return p.last != nil && p.la
 // before this rendezvous knew of the other end, or somebody else's.
 func (c *coordinator) unpaired(from wire.NodeName, r *wire.Report) {
 	n := c.nodes[from]
-	if n == nil {
-		return
+	if n == nil || r.Outcome == wire.OutcomeFailed && r.Attempt != "" {
+		return // what has failed claims nothing: agents say so of what was called off with its pair
 	}
 	if _, ok := n.standing[r.Peer]; !ok {
 		c.do(refuseReport{from, r, "it has no pair with that node"})

@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/bodkin-net/bodkin/rendezvous/access"
 	"github.com/bodkin-net/bodkin/rendezvous/enrol"
@@ -32,8 +31,6 @@ var (
 const (
 	// maxBody bounds the body of a request, in bytes: that of a file of communities.
 	maxBody = maxCommunityFile
-	// bodyTimeout bounds how long a client may take to send it.
-	bodyTimeout = 30 * time.Second
 	// gzipFrom is from which size on an answer is worth compressing, in bytes: what
 	// a packet or two carry is not.
 	gzipFrom = 2048
@@ -75,10 +72,6 @@ func (f *front) serve(rt route) http.Handler {
 		r, err := f.admit(r, rt.role)
 		var answer any
 		if err == nil {
-			if r.Method != http.MethodGet && r.Method != http.MethodHead {
-				// A listener of a test has no deadlines.
-				_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
-			}
 			r.Body = http.MaxBytesReader(out, r.Body, maxBody+1) // one more is said to be too much
 			answer, err = rt.handle(r)
 		}

@@ -24,6 +24,8 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -41,8 +43,14 @@ import (
 var ErrConflict = errors.New("conflict")
 
 const (
-	// headerTimeout bounds a client that connects and says nothing.
-	headerTimeout = 10 * time.Second
+	// headerTimeout bounds a client that connects and says nothing, requestTimeout
+	// one that sends its request a byte at a time, and answerTime one that does not
+	// read the answer: megabytes of pairs, on a slow line. Anybody may connect.
+	headerTimeout  = 10 * time.Second
+	requestTimeout = 30 * time.Second
+	answerTime     = 2 * time.Minute
+	// maxHeader bounds the memory that a stranger's request takes, in bytes.
+	maxHeader = 32 << 10
 	// idleTimeout ends connections that a browser or a stranger leaves open.
 	idleTimeout = 2 * time.Minute
 	// shutdownTimeout bounds waiting for requests when stopping; sessions are
@@ -63,6 +71,8 @@ type Server struct {
 	// join tokens that are none.
 	authority *enrol.Authority
 	joins     access.Limiter
+	// forgotten is what a store that is new does not know, empty if nothing.
+	forgotten string
 
 	// Version is the program's, as overviews show it. It is set before Run.
 	Version string
@@ -98,7 +108,7 @@ func New(cfg Config, log *slog.Logger) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, running: cfg, log: log, certs: certs}
+	s := &Server{cfg: cfg, running: cfg, log: log, certs: certs, since: time.Now()}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -109,6 +119,9 @@ func New(cfg Config, log *slog.Logger) (_ *Server, err error) {
 	}
 	if s.authority, err = newAuthority(cfg, s.store, log); err != nil {
 		return nil, err
+	}
+	if s.forgotten = s.authority.Forgotten(time.Now()); s.forgotten != "" {
+		log.Warn("the store is new", "problem", s.forgotten, "store", cfg.Store)
 	}
 	s.recorder = newRecorder(s.store, log)
 	s.hub = newHub(log, newCoordinator(mathrand.New(newSeed())), s.recorder, newMetrics(), s.store.ID())
@@ -221,7 +234,7 @@ func (s *Server) restore() error {
 	var outcomes []PairView
 	for _, p := range pairs {
 		outcomes = append(outcomes, PairView{
-			ID: wire.PairID(p.ID), State: State(p.State), Since: p.Changed,
+			ID: wire.PairID(p.ID), State: State(p.State), Reason: p.Reason, Since: p.Changed,
 			Strategy: nat.Strategy(p.Strategy), Packets: p.Packets,
 			Attempts: p.Attempts, TimeToDirectMs: p.TimeToDirect.Milliseconds(), LastDirect: p.LastDirect,
 		})
@@ -230,6 +243,11 @@ func (s *Server) restore() error {
 		return err
 	}
 	s.hub.coordinator.Restore(time.Now(), views, s.communities(), outcomes)
+	for _, v := range outcomes {
+		if s.hub.coordinator.pairs[v.ID] != nil {
+			s.hub.journal.remember(v)
+		}
+	}
 	return nil
 }
 
@@ -308,7 +326,8 @@ func (s *Server) Run(ctx context.Context) error {
 // serveHTTP serves until ctx is done.
 func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	srv := &http.Server{
-		Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+		Handler: h, ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout, WriteTimeout: answerTime,
+		IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug), // strangers' broken handshakes
 	}
 	stopped := make(chan struct{})
@@ -376,7 +395,10 @@ func (s *Server) observations(node string) ([]store.Observation, error) {
 func (s *Server) Reload() { s.certs.ask() }
 
 // trouble is what an operator should know that keeps nobody from being served.
-func (s *Server) trouble() string { return s.certs.trouble(time.Now()) }
+func (s *Server) trouble() string {
+	said := []string{s.certs.trouble(time.Now()), s.forgotten}
+	return strings.Join(slices.DeleteFunc(said, func(t string) bool { return t == "" }), "; ")
+}
 
 // ready is nil when the store takes writes.
 func (s *Server) ready() error { return s.recorder.err() }

@@ -325,6 +325,7 @@ func TestRestart(t *testing.T) {
 	r.stop()
 
 	r = s.start()
+	before := r.server.events.lastID()
 	snap := r.snapshot()
 	if want := []Community{community("all", edge1, edge2)}; !reflect.DeepEqual(snap.Communities, want) {
 		t.Errorf("communities %+v", snap.Communities)
@@ -350,6 +351,25 @@ func TestRestart(t *testing.T) {
 	snap = r.until("both observed", func(s Snapshot) bool { return nodeIn(s, edge2).Online && nodeIn(s, edge2).ObservedAt.After(n.LastSeen) })
 	if p := pairIn(snap, edge1, edge2); p.State != Direct || p.Punching || p.Attempts != 1 {
 		t.Errorf("after the restart: %+v", p)
+	}
+	// What is as it was is no news: the events of the last days are worth more.
+	for _, e := range r.server.events.newest() {
+		if e.Kind == EventPair && e.ID > before {
+			t.Errorf("event after the restart: %+v", e)
+		}
+	}
+}
+
+// What has not changed for long is of now, and so are the hours beside it.
+func TestOverviewIsOfNow(t *testing.T) {
+	r := newSite(t).start()
+	if _, err := r.server.overview(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	asked := time.Now()
+	o, err := r.server.overview(t.Context())
+	if err != nil || o.At.Before(asked) {
+		t.Errorf("asked at %v, as of %v, %v", asked.UTC(), o.At, err)
 	}
 }
 

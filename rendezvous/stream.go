@@ -38,6 +38,7 @@ func (s *streamer) stream(w http.ResponseWriter, r *http.Request, filter eventFi
 	}
 	defer s.open.Add(-1)
 	out := http.NewResponseController(w)
+	_ = out.SetReadDeadline(time.Time{}) // the request's, which would end the stream
 	w.Header().Set("Content-Type", "text/event-stream")
 	write := func(text string) bool {
 		// Without deadlines, as in tests, there is nobody who is slow.

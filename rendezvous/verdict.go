@@ -82,7 +82,7 @@ func policies(cs []Community) map[string]nat.Policy {
 func judge(names [2]wire.NodeName, nodes [2]*known, l limit) nat.Verdict {
 	for i, n := range nodes {
 		if n == nil {
-			return nat.Verdict{Expect: expectUnknown, Reason: string(names[i]) + " has never been online: nothing is known of its NAT"}
+			return nat.Verdict{Expect: expectUnknown, Reason: string(names[i]) + " has never been online, or was deleted: nothing is known of its NAT"}
 		}
 	}
 	for i, n := range nodes {

@@ -57,7 +57,7 @@ func TestJudge(t *testing.T) {
 		strategy nat.Strategy
 		reason   string // part of it
 	}{
-		{"never online", site(edge1, symmetric, "203.0.113.1"), nil, limit{}, expectUnknown, "", "beijing.edge2 has never been online"},
+		{"never online", site(edge1, symmetric, "203.0.113.1"), nil, limit{}, expectUnknown, "", "beijing.edge2 has never been online, or was deleted"},
 		{"a connector", site(edge1, symmetric, "203.0.113.1"), hub, limit{}, nat.Direct, strategyPublic, "is a connector"},
 		{"a connector, from a network without UDP", site(edge1, wire.NAT{Blocked: "no answer"}, "203.0.113.1"), hub, limit{}, nat.Relay, strategyPublic, "UDP does not leave the network of beijing.edge1: no answer"},
 		{"a connector is no punch to forbid", site(edge1, symmetric, "203.0.113.1"), hub, limit{nat.Never, "quiet"}, nat.Direct, strategyPublic, "is a connector"},

@@ -107,6 +107,7 @@ var rooms = map[string]room{
 		modules: []string{
 			"github.com/spf13/cobra", "github.com/strongswan/govici", "golang.org/x/sys", "golang.org/x/net",
 			"github.com/gorilla/websocket",
+			"github.com/chromedp/chromedp", "github.com/chromedp/cdproto", // how fast the page is, is a browser's to say
 		},
 	},
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/bodkin-net/bodkin/internal/pki"
 	"github.com/bodkin-net/bodkin/rendezvous"
 	"github.com/bodkin-net/bodkin/rendezvous/access"
+	"github.com/bodkin-net/bodkin/rendezvous/enrol"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 	"github.com/bodkin-net/bodkin/store"
 )
@@ -323,11 +324,14 @@ func (s *setup) makeCredential() error {
 		return err
 	}
 	record := store.Credential{Name: firstCredential, Role: string(access.Admin), SecretSHA256: access.Hash(token), Created: s.now.UTC(), By: "bodkin rendezvous init"}
-	entry := store.Audit{At: s.now, Who: record.By, Action: "create access", Object: record.Name, Detail: "role admin, kept in " + file}
+	entry := store.Audit{At: s.now, Who: record.By, Action: "create credential", Object: record.Name, Detail: "role admin, kept in " + file}
 	if err := db.Change(&entry, func(tx *store.Tx) error { return tx.PutCredential(record) }); err != nil {
 		return err
 	}
 	s.tell("store", "made: %s", path)
+	if forgotten := enrol.New(db, s.authority, enrol.Rules{}).Forgotten(s.now); forgotten != "" {
+		s.tell("", "%s", s.out.styled("! "+forgotten, warn))
+	}
 	if made {
 		s.tell("admin credential", "made: %s", token)
 	} else {

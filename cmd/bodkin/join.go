@@ -45,7 +45,7 @@ func newJoin() *cobra.Command {
 			"certificates itself.",
 		Example: "  sudo bodkin join https://connector.example:7443 --token bodkin-join-…\n" +
 			"  ssh connector bodkin token create -o json | jq -r .token | sudo bodkin join https://connector.example:7443 --token -\n" +
-			"  sudo bodkin join https://127.0.0.1:7443 --token-file token --type connector --public-address 198.51.100.1",
+			"  sudo bodkin join https://198.51.100.1:7443 --token-file token --type connector --public-address 198.51.100.1",
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			o, err := f.options(cmd, a[0])
@@ -145,16 +145,21 @@ func runJoin(cmd *cobra.Command, o join.Options) error {
 	if err != nil {
 		return joinError(err)
 	}
-	p.printf("\n")
-	switch {
-	case result.Status == nil:
-		p.printf("Next, start the agent: bodkin agent --config %s\n", result.Config)
-	case len(result.Status.Tunnels) == 0:
-		p.printf("Next, say on the rendezvous who %s may talk to: bodkin community apply --help\nThen look here: bodkin status\n", result.Name)
-	default:
-		p.printf("Next, see its tunnels: bodkin status\n")
-	}
+	p.printf("\n%s\n", afterJoin(o.Type, result))
 	return p.flush()
+}
+
+// afterJoin is what to do next.
+func afterJoin(kind wire.EndpointType, r join.Result) string {
+	switch {
+	case r.Status == nil:
+		return "Next, start the agent: bodkin agent --config " + r.Config
+	case len(r.Status.Tunnels) > 0:
+		return "Next, see its tunnels: bodkin status"
+	case kind == wire.Connector:
+		return "Next, let edges join, each of which gets a tunnel to it: bodkin token create, on the rendezvous\nThen look here: bodkin status"
+	}
+	return fmt.Sprintf("Next, say on the rendezvous who %s may talk to: bodkin community apply --help\nThen look here: bodkin status", r.Name)
 }
 
 // joinMark is a mark that says without colour what it says with it.

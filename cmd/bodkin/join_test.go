@@ -86,6 +86,28 @@ func TestJoinExitCodes(t *testing.T) {
 	}
 }
 
+// What comes next: a connector needs no community.
+func TestAfterJoin(t *testing.T) {
+	online := join.Result{Name: "beijing.x", Config: "/etc/bodkin/agent.yaml", Status: &agent.Status{}}
+	tunnels, unwatched := online, online
+	tunnels.Status = &agent.Status{Tunnels: []agent.TunnelStatus{{}}}
+	unwatched.Status = nil
+	for _, tt := range []struct {
+		kind   wire.EndpointType
+		result join.Result
+		want   string
+	}{
+		{wire.Edge, unwatched, "bodkin agent --config /etc/bodkin/agent.yaml"},
+		{wire.Edge, online, "who beijing.x may talk to: bodkin community apply"},
+		{wire.Connector, online, "let edges join"},
+		{wire.Connector, tunnels, "see its tunnels"},
+	} {
+		if got := afterJoin(tt.kind, tt.result); !strings.Contains(got, tt.want) || tt.kind == wire.Connector && strings.Contains(got, "community") {
+			t.Errorf("%s: %q, want %q", tt.kind, got, tt.want)
+		}
+	}
+}
+
 // What was told before a join failed stays readable, one line each.
 func TestJoinTells(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

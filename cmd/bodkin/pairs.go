@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"net/netip"
 	"net/url"
@@ -127,13 +128,17 @@ func newPairShow(server *rendezvousFlags) *cobra.Command {
 		Use:   "show NODE NODE",
 		Short: "Show a pair and its attempts: candidates, steps of both sides, verdict, reason",
 		Long: "Show prints a pair's state and its last attempts, newest first. The steps of both sides stand in one\n" +
-			"timeline: the first column is the time since the rendezvous gave the order, in milliseconds.",
+			"timeline: the first column is the time since the rendezvous gave the order, in milliseconds.\n" +
+			"A name may lack its cluster where only one node is called so.",
 		Example:           "  bodkin pair show beijing.edge1 beijing.edge2\n  bodkin pair show beijing.edge1 beijing.edge2 --attempts 0 -o yaml",
 		Args:              args(cobra.ExactArgs(2)),
 		ValidArgsFunction: server.completePair,
 		RunE: func(cmd *cobra.Command, nodes []string) error {
 			c, err := server.client()
 			if err != nil {
+				return err
+			}
+			if nodes, err = c.inFull(cmd.Context(), nodes); err != nil {
 				return err
 			}
 			var d rendezvous.PairDetail
@@ -146,6 +151,47 @@ func newPairShow(server *rendezvousFlags) *cobra.Command {
 	o.register(cmd)
 	cmd.Flags().IntVarP(&attempts, "attempts", "n", shownAttempts, "how many attempts to show, 0 for all there are")
 	return cmd
+}
+
+// inFull adds the cluster to names of nodes that lack it.
+func (c *client) inFull(ctx context.Context, names []string) ([]string, error) {
+	if !slices.ContainsFunc(names, func(name string) bool { return !strings.Contains(name, ".") }) {
+		return names, nil
+	}
+	var known rendezvous.NodeList
+	if err := c.get(ctx, "/api/v1/nodes", nil, &known); err != nil {
+		return nil, err
+	}
+	out := make([]string, len(names))
+	for i, name := range names {
+		var err error
+		if out[i], err = nameInFull(name, known.Nodes); err != nil {
+			return nil, usageError{err}
+		}
+	}
+	return out, nil
+}
+
+// nameInFull is the name of the one node that is called so in its cluster. What
+// nobody is called stays as it is: the rendezvous knows more names than those of
+// nodes.
+func nameInFull(name string, known []rendezvous.NodeHistory) (string, error) {
+	var found []string
+	for _, n := range known {
+		switch full := string(n.Name); {
+		case full == name:
+			return name, nil
+		case !strings.Contains(name, ".") && strings.HasSuffix(full, "."+name):
+			found = append(found, full)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return name, nil
+	case 1:
+		return found[0], nil
+	}
+	return "", fmt.Errorf("%s: want %s", name, orList(found))
 }
 
 func pairPath(nodes []string) string { return "/api/v1/pairs" + segment(nodes[0]) + segment(nodes[1]) }
@@ -217,7 +263,7 @@ var outcomeStyles = map[rendezvous.AttemptOutcome]style{
 
 func printAttempt(p *printer, a rendezvous.AttemptView) {
 	p.printf("%s  %s  %s: %s", p.styled("attempt "+string(a.ID), bold), a.At.UTC().Format(time.RFC3339),
-		cmp.Or(string(a.Strategy), "ice"), p.styled(string(a.Outcome), outcomeStyles[a.Outcome]))
+		attemptWay(a), p.styled(string(a.Outcome), outcomeStyles[a.Outcome]))
 	if a.Outcome != rendezvous.AttemptRunning {
 		p.printf(" after %d ms", a.ElapsedMs)
 	}
@@ -244,10 +290,18 @@ func printAttempt(p *printer, a rendezvous.AttemptView) {
 	printTimeline(p, a, names)
 }
 
+// attemptWay is the strategy of an attempt, unless it was one for want of a better.
+func attemptWay(a rendezvous.AttemptView) string {
+	if a.Hopeless != "" {
+		return "no path expected"
+	}
+	return cmp.Or(string(a.Strategy), "ice")
+}
+
 func printSide(p *printer, name wire.NodeName, s *rendezvous.AttemptSide) {
 	p.printf("  %s: %s", name, s.Role)
 	if s.Part != "" {
-		p.printf(", %ss", s.Part)
+		p.printf(", %s", orElse(partWords[s.Part], string(s.Part)))
 	}
 	p.printf(", NAT %s", natShort(s.NAT, firstAddr(s.Candidates)))
 	if s.Packets > 0 {
@@ -268,6 +322,8 @@ func printSide(p *printer, name wire.NodeName, s *rendezvous.AttemptSide) {
 		p.printf("    result      %s after %d ms: %s\n", s.Outcome, s.ElapsedMs, s.Reason)
 	}
 }
+
+var partWords = map[wire.ProbePart]string{wire.PartSearch: "searches", wire.PartOpen: "opens ports"}
 
 func firstAddr(cs []wire.Candidate) netip.AddrPort {
 	if len(cs) == 0 {
@@ -337,7 +393,10 @@ func stepText(s wire.Step) string {
 	if s.Count > 1 {
 		text = fmt.Sprintf("%d × %s", s.Count, text)
 	}
-	if s.Text != "" {
+	switch {
+	case s.Kind == wire.StepHit && !s.Remote.IsValid() && s.Text != "": // found here, not there
+		text = "found " + s.Text
+	case s.Text != "":
 		text += ": " + s.Text
 	}
 	return text

@@ -110,7 +110,7 @@ attempt 9f2c  2024-02-01T07:59:00Z  openers: failed after 10213 ms
   beijing.edge1: controlling, NAT port-restricted, 71 packets sent
     candidates  host 192.168.1.2[4500], srflx 203.0.113.7[41000]
     result      failed after 10200 ms: no packet of shanghai.edge3 came in
-  shanghai.edge3: controlled, opens, NAT symmetric random
+  shanghai.edge3: controlled, opens ports, NAT symmetric random
     candidates  srflx 203.0.113.9[4500]
     result      has not told
     MS  beijing.edge1                     shanghai.edge3
@@ -127,13 +127,55 @@ attempt 9f2c  2024-02-01T07:59:00Z  openers: failed after 10213 ms
 		t.Errorf("got:\n%s\nwant:\n%s", got, want)
 	}
 	all := printed(func(p *printer) { printPairDetail(p, d, 0) })
-	if !strings.Contains(all, "attempt 77aa  2024-02-01T07:00:00Z  ice: cancelled after 0 ms\n  shanghai.edge3 went away\n  cut short, for it was not expected to succeed: two random NATs\n") ||
+	if !strings.Contains(all, "attempt 77aa  2024-02-01T07:00:00Z  no path expected: cancelled after 0 ms\n  shanghai.edge3 went away\n  cut short, for it was not expected to succeed: two random NATs\n") ||
 		strings.Contains(all, "--attempts 0") {
 		t.Errorf("all attempts:\n%s", all)
 	}
 	direct := printed(func(p *printer) { printPairDetail(p, rendezvous.PairDetail{Pair: directPair()}, 0) })
 	if !strings.Contains(direct, "path        beijing.edge1: srflx 203.0.113.9[4500], from 192.168.1.2[4500]\n") || !strings.Contains(direct, "took        640 ms\n") {
 		t.Errorf("direct:\n%s", direct)
+	}
+}
+
+// A port found here has no remote address; attempts without hope name no strategy.
+func TestStepText(t *testing.T) {
+	for _, tt := range []struct {
+		step wire.Step
+		want string
+	}{
+		{wire.Step{Kind: wire.StepHit, Text: "port 48931 of this node"}, "found port 48931 of this node"},
+		{wire.Step{Kind: wire.StepHit, Remote: at("203.0.113.9:48931")}, "found 203.0.113.9[48931]"},
+		{wire.Step{Kind: wire.StepFailed, Text: "no packet came in"}, "gives up: no packet came in"},
+	} {
+		if got := stepText(tt.step); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}
+
+// A name without its cluster is good if one node has it.
+func TestNameInFull(t *testing.T) {
+	var known []rendezvous.NodeHistory
+	for _, name := range []wire.NodeName{edge1, edge2, "shanghai.edge2", edge3, "edge3"} {
+		known = append(known, rendezvous.NodeHistory{NodeView: rendezvous.NodeView{Name: name}})
+	}
+	for name, want := range map[string]string{"edge1": string(edge1), "edge3": "edge3", string(edge2): string(edge2), "edge9": "edge9", "dge1": "dge1", "beijing.edge9": "beijing.edge9"} {
+		if got, err := nameInFull(name, known); err != nil || got != want {
+			t.Errorf("%s: %q, %v, want %q", name, got, err, want)
+		}
+	}
+	if got, err := nameInFull("edge2", known); err == nil || !strings.Contains(err.Error(), "want beijing.edge2 or shanghai.edge2") {
+		t.Errorf("edge2: %q, %v", got, err)
+	}
+	socket := daemon(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/api/v1/nodes" {
+			_ = json.NewEncoder(w).Encode(rendezvous.NodeList{Nodes: known})
+			return
+		}
+		http.Error(w, `{"error":"asked for `+r.URL.Path+`"}`, http.StatusNotFound)
+	})
+	if _, err := run(t, "", "pair", "show", "edge1", string(edge3), "--socket", socket); err == nil || !strings.Contains(err.Error(), "/beijing.edge1/shanghai.edge3") {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -70,6 +70,16 @@ const articleListing = `beijing.edge2: #4, ESTABLISHED, IKEv2, da14230995406a58_
     remote 10.233.67.0/24
 `
 
+// What another node's agent says has the terminal do nothing.
+func TestSAsOfAHostileNode(t *testing.T) {
+	var out strings.Builder
+	p := &printer{out: &out}
+	printSAs(p, "beijing.edge1", []agent.SA{{Connection: "x\x1b[2J", LocalID: "\u009b2J"}})
+	if err := p.flush(); err != nil || strings.ContainsAny(out.String(), "\x1b\u009b") || !strings.Contains(out.String(), "x [2J: #0") {
+		t.Errorf("%q, %v", out.String(), err)
+	}
+}
+
 func TestSAs(t *testing.T) {
 	var asked string
 	socket := daemon(t, func(w http.ResponseWriter, r *http.Request) {

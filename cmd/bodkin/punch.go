@@ -26,13 +26,16 @@ func newPunch() *cobra.Command {
 		Short: "Punch a pair now, and show it live",
 		Long: "Punch has the rendezvous try a pair at once that is not direct, whatever its back-off, and shows what\n" +
 			"happens until the attempt ends. Interrupting the command leaves the attempt running. Exits with 5 when\n" +
-			"the pair is not direct afterwards.",
+			"the pair is not direct afterwards. A name may lack its cluster where only one node is called so.",
 		Example:           "  bodkin punch beijing.edge1 beijing.edge2\n  bodkin punch beijing.edge1 beijing.edge2 -o json | jq '.attempts[0].sides'",
 		Args:              args(cobra.ExactArgs(2)),
 		ValidArgsFunction: server.completePair,
 		RunE: func(cmd *cobra.Command, nodes []string) error {
 			c, err := server.client()
 			if err != nil {
+				return err
+			}
+			if nodes, err = c.inFull(cmd.Context(), nodes); err != nil {
 				return err
 			}
 			var order rendezvous.PunchOrder

@@ -2,6 +2,7 @@ package main
 
 import (
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -70,6 +71,17 @@ func printSAs(p *printer, node string, sas []agent.SA) {
 	}
 	var text strings.Builder
 	if charon.Format(&text, list) == nil { // a Builder takes everything
-		p.printf("%s", text.String())
+		p.printf("%s", printable(text.String()))
 	}
+}
+
+// printable is text without what terminals take for commands: it is another
+// node's own.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r != '\n' && !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, text)
 }

@@ -36,6 +36,7 @@ type benchOptions struct {
 	bin, out string
 	runs     int
 	joins    int
+	page     bool
 	delays   []time.Duration
 	settle   time.Duration
 	window   time.Duration
@@ -44,7 +45,7 @@ type benchOptions struct {
 func benchCommand() *cobra.Command {
 	var o benchOptions
 	cmd := &cobra.Command{
-		Use: "bench", Short: "Measure time to the first ping against strongSwan mediation, joins, memory and idle traffic",
+		Use: "bench", Short: "Measure time to the first ping against strongSwan mediation, joins, the status page, memory and idle traffic",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return runBench(cmd.Context(), o, cmd.OutOrStdout())
@@ -55,6 +56,7 @@ func benchCommand() *cobra.Command {
 	flags.StringVar(&o.out, "out", "build/bench.json", "where the results go")
 	flags.IntVar(&o.runs, "runs", 10, "runs of each method for each delay")
 	flags.IntVar(&o.joins, "joins", 5, "machines that join, 0 for none")
+	flags.BoolVar(&o.page, "page", true, "open the status page of a rendezvous with 300 nodes")
 	flags.DurationSliceVar(&o.delays, "delays", []time.Duration{0, 25 * time.Millisecond, 75 * time.Millisecond}, "one-way delays between the edges")
 	flags.DurationVar(&o.settle, "settle", time.Minute, "time between the last tunnel and the idle measurement")
 	flags.DurationVar(&o.window, "idle", 4*time.Minute, "length of the idle measurement, 0 for none")
@@ -72,6 +74,10 @@ p95 is the nearest rank: of fewer than 20 runs, the slowest.
 Join: from starting "bodkin join" with a token to the node's being online and seen by the rendezvous; the
 agent is started as soon as the join has written its files.
 Status: the whole process, on an edge with one tunnel.
+Status page: 300 simulated agents in one community, all 44,850 pairs direct, on this machine's loopback;
+something changes before each request. From the start of the navigation to the end of the frame that shows the
+overview, in Chromium, with nothing cached unless it says so; a new tab is a new process of the browser, too.
+kB: on the wire, as Chromium counts them. GET: to the last byte, without a browser.
 Idle traffic: IP bytes in both directions at one edge's WAN, scaled to an hour.
 `
 
@@ -99,6 +105,14 @@ func runBench(ctx context.Context, o benchOptions, out io.Writer) error {
 		return fmt.Errorf("status: %w", err)
 	}
 	figures = append(figures, statusFigures(asked)...)
+	unseen := ""
+	if o.page {
+		page, err := measurePage(ctx, o)
+		if err != nil {
+			return fmt.Errorf("status page: %w", err)
+		}
+		figures, unseen = append(figures, page.figures()...), page.unseen
+	}
 	if o.window > 0 {
 		idle, err := measureIdle(ctx, o)
 		if err != nil {
@@ -111,6 +125,9 @@ func runBench(ctx context.Context, o benchOptions, out io.Writer) error {
 	}
 	fmt.Fprint(out, benchExplained)
 	printFigures(out, figures)
+	if unseen != "" {
+		fmt.Fprintf(out, "The status page was not opened in a browser: %s (make deps installs it).\n", unseen)
+	}
 	return nil
 }
 

@@ -348,9 +348,13 @@ func (d *demo) lookAround(url string) {
 	d.heading("It stays up. Look around, as root:")
 	d.table([][]cell{
 		{{text: "status page"}, {text: url}},
+		{{text: "all pairs"}, {text: d.bin + " pairs --socket " + d.net.AdminSocket}},
+		{{text: "one, step by step"}, {text: fmt.Sprintf("%s pair show %s %s --socket %s", d.bin, edge.Name, peer.Name, d.net.AdminSocket)}},
 		{{text: "an edge's view"}, {text: d.bin + " status --socket " + edge.Socket()}},
+		{{text: "its doctor"}, {text: fmt.Sprintf("ip netns exec %s %s doctor --config %s", edge.Namespace(), d.bin, edge.ConfigFile())}},
 		{{text: "ping a peer"}, {text: fmt.Sprintf("ip netns exec %s ping -I %s %s", edge.Namespace(), edge.Pod, peer.Pod)}},
-		{{text: "its SAs"}, {text: "swanctl --list-sas --uri unix://" + edge.VICISocket()}},
+		{{text: "its SAs"}, {text: fmt.Sprintf("%s sas --node %s --socket %s", d.bin, edge.Name, d.net.AdminSocket)}},
+		{{text: "strongSwan's words"}, {text: "swanctl --list-sas --uri unix://" + edge.VICISocket()}},
 		{{text: "a NAT's state"}, {text: "ip netns exec " + d.net.nats["nat1"].Namespace() + " conntrack -L"}},
 		{{text: "communities"}, {text: d.bin + " community get --socket " + d.net.AdminSocket}},
 		{{text: "logs"}, {text: d.net.Dir() + "/*/*.log"}},

@@ -14,7 +14,8 @@ import (
 )
 
 const (
-	// herdCommunity is how many edges share one community.
+	// herdCommunity is how many edges share one community, unless one is to hold
+	// all.
 	herdCommunity = 10
 	// herdPatience bounds what is waited for: far beyond what a herd needs.
 	herdPatience = time.Minute
@@ -33,12 +34,14 @@ const (
 // herdOptions are the command line of herd.
 type herdOptions struct {
 	bin, out string
-	agents   int
-	outage   time.Duration
+	agents   int // edges
+	// community is how many edges share one community.
+	community int
+	outage    time.Duration
 }
 
 func herdCommand() *cobra.Command {
-	var o herdOptions
+	o := herdOptions{community: herdCommunity}
 	cmd := &cobra.Command{
 		Use: "herd", Short: "Kill the rendezvous of many simulated agents, and see them come back",
 		Long: "Kill the rendezvous of many simulated agents, and see them come back. The agents are\n" +

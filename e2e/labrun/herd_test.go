@@ -16,7 +16,7 @@ func TestHerd(t *testing.T) {
 		t.Fatalf("building bodkin: %v\n%s", err, out)
 	}
 	const agents, communities = 100, 10
-	o := herdOptions{bin: bin, agents: agents}
+	o := herdOptions{bin: bin, agents: agents, community: herdCommunity}
 	results, err := runHerd(t.Context(), o, []scenario{
 		{name: "join", join: true}, {name: "stand"}, {name: "broke", outage: 2 * time.Second, down: true}, {name: "empty", empty: true},
 	})

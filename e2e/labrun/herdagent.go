@@ -42,7 +42,8 @@ type herdAgent struct {
 
 	mu       sync.Mutex
 	standing map[wire.NodeName]herdTunnel
-	joined   time.Time // zero without a session
+	joined   time.Time    // zero without a session
+	current  *herdSession // nil without one
 	punching map[wire.AttemptID]context.CancelFunc
 }
 
@@ -150,7 +151,7 @@ func (a *herdAgent) leave() time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	joined := a.joined
-	a.joined = time.Time{}
+	a.joined, a.current = time.Time{}, nil
 	return joined
 }
 
@@ -158,6 +159,18 @@ func (a *herdAgent) joinedSince(t time.Time) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.joined.After(t)
+}
+
+// stir says again what the agent knows of its network. To the rendezvous that may
+// be news: what it had counted of all pairs is out of date.
+func (a *herdAgent) stir() error {
+	a.mu.Lock()
+	s := a.current
+	a.mu.Unlock()
+	if s == nil {
+		return fmt.Errorf("%s has no session", a.endpoint.Name)
+	}
+	return s.send(s.network())
 }
 
 // drop has all tunnels broken.
@@ -236,6 +249,13 @@ func (s *herdSession) candidates() []wire.Candidate {
 	return []wire.Candidate{{Kind: wire.Host, Addr: s.host}}
 }
 
+// network is what an agent finds behind a home router.
+func (s *herdSession) network() *wire.Network {
+	return &wire.Network{Candidates: s.candidates(), NAT: wire.NAT{
+		Present: true, Mapping: wire.EndpointIndependent, Filtering: wire.AddressAndPortDependent, Allocation: wire.Preserving,
+	}}
+}
+
 // peers takes the complete set: the first one means that the session is joined.
 // A tunnel with the connector needs no order, and one that stood before is
 // reported again to a rendezvous that did not ask for it.
@@ -243,15 +263,12 @@ func (s *herdSession) peers(m *wire.Peers) error {
 	s.mu.Lock()
 	first := s.joined.IsZero()
 	if first {
-		s.joined = time.Now()
+		s.joined, s.current = time.Now(), s
 	}
 	s.mu.Unlock()
 	if first {
 		s.log.add(herdEvent{kind: joined})
-		found := &wire.Network{Candidates: s.candidates(), NAT: wire.NAT{
-			Present: true, Mapping: wire.EndpointIndependent, Filtering: wire.AddressAndPortDependent, Allocation: wire.Preserving,
-		}}
-		if err := s.send(found); err != nil {
+		if err := s.send(s.network()); err != nil {
 			return err
 		}
 	}

@@ -26,12 +26,13 @@ var loopback = netip.MustParseAddr("127.0.0.1")
 // herd is simulated agents and the process of their rendezvous.
 type herd struct {
 	bin, dir, config, store string
-	edges                   int
+	edges, community        int // community: edges of one
 	status                  netip.AddrPort
 	agents                  []*herdAgent // the connector first
 	log                     *herdLog
 	running                 sync.WaitGroup
 	stop                    context.CancelFunc
+	patience                time.Duration // bounds what is waited for
 
 	process *exec.Cmd // nil while none runs
 	exited  chan struct{}
@@ -46,7 +47,7 @@ func newHerd(dir string, o herdOptions) (*herd, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &herd{bin: o.bin, dir: dir, edges: o.agents, log: &herdLog{}, stop: func() {}}
+	h := &herd{bin: o.bin, dir: dir, edges: o.agents, community: o.community, log: &herdLog{}, stop: func() {}, patience: herdPatience}
 	h.config, h.store = filepath.Join(dir, "rendezvous.yaml"), filepath.Join(dir, "rendezvous.db")
 	signal, errSignal := freePort()
 	status, errStatus := freePort()
@@ -58,7 +59,7 @@ func newHerd(dir string, o herdOptions) (*herd, error) {
 	conf := fmt.Sprintf("listen: %s\nstatus: %s\nstun: [%q, %q]\nstunAlternates: [0, 0]\ncertificate: %s\nkey: %s\nca: %s\nstore: %s\nadminSocket: %s\ncommunitiesDir: %s\nlogLevel: warn\n",
 		signal, status, loopback.String()+":0", loopback.String()+":0", cert, key, pki.CAPath(),
 		h.store, filepath.Join(dir, "rdv.sock"), filepath.Join(dir, "communities"))
-	err = errors.Join(writeText(h.config, conf), writeText(filepath.Join(dir, "communities", "herd.yaml"), herdCommunities(o.agents)))
+	err = errors.Join(writeText(h.config, conf), writeText(filepath.Join(dir, "communities", "herd.yaml"), herdCommunities(o.agents, o.community)))
 	if err != nil {
 		return nil, err
 	}
@@ -96,12 +97,12 @@ func freePort() (netip.AddrPort, error) {
 	return l.Addr().(*net.TCPAddr).AddrPort(), nil
 }
 
-// herdCommunities puts each herdCommunity edges into one.
-func herdCommunities(edges int) string {
+// herdCommunities puts each so many edges into one.
+func herdCommunities(edges, each int) string {
 	var text strings.Builder
-	for i := 0; i < edges; i += herdCommunity {
-		fmt.Fprintf(&text, "---\napiVersion: fabedge.io/v1alpha1\nkind: Community\nmetadata:\n  name: herd%d\nspec:\n  members:\n", i/herdCommunity)
-		for j := i; j < min(i+herdCommunity, edges); j++ {
+	for i := 0; i < edges; i += each {
+		fmt.Fprintf(&text, "---\napiVersion: fabedge.io/v1alpha1\nkind: Community\nmetadata:\n  name: herd%d\nspec:\n  members:\n", i/each)
+		for j := i; j < min(i+each, edges); j++ {
 			fmt.Fprintf(&text, "    - %s\n", herdName(j+1))
 		}
 	}
@@ -112,8 +113,8 @@ func herdCommunities(edges int) string {
 // connector.
 func (h *herd) pairs() int {
 	n := h.edges
-	for i := 0; i < h.edges; i += herdCommunity {
-		members := min(herdCommunity, h.edges-i)
+	for i := 0; i < h.edges; i += h.community {
+		members := min(h.community, h.edges-i)
 		n += members * (members - 1) / 2
 	}
 	return n
@@ -207,7 +208,7 @@ func directPairs(metrics string) int {
 
 // until polls a condition. It fails when the rendezvous ends.
 func (h *herd) until(ctx context.Context, what string, often time.Duration, cond func() bool) error {
-	ctx, cancel := context.WithTimeout(ctx, herdPatience)
+	ctx, cancel := context.WithTimeout(ctx, h.patience)
 	defer cancel()
 	for !cond() {
 		select {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -70,7 +71,7 @@ func (g *Gate) identify(r *http.Request, now time.Time) (Caller, error) {
 	if c, err := g.loggedIn(r, now); err != nil || c.Name != "" {
 		return Caller{Who: c.Name, Role: Role(c.Role)}, err
 	}
-	if !g.Trusting {
+	if !g.Trusting || forwarded(r) {
 		return Caller{}, ErrUnauthenticated
 	}
 	// A web site can give its own name this machine's address (DNS rebinding) and
@@ -123,6 +124,12 @@ func source(r *http.Request) netip.Addr {
 		return netip.Addr{}
 	}
 	return at.Addr().Unmap()
+}
+
+// forwarded reports whether a request says that a proxy has sent it on (RFC 7239,
+// RFC 9110 section 7.6.3), which on loopback everybody may be behind.
+func forwarded(r *http.Request) bool {
+	return slices.ContainsFunc([]string{"Forwarded", "X-Forwarded-For", "Via"}, func(name string) bool { return r.Header[name] != nil })
 }
 
 func namesThisMachine(hostport string) bool {

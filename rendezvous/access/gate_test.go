@@ -84,6 +84,9 @@ func TestIdentify(t *testing.T) {
 	}{
 		{"nothing", false, nil, "", Nobody, ErrUnauthenticated},
 		{"nothing, on loopback", true, nil, "loopback", Viewer, nil},
+		{"nothing, through a proxy on loopback", true, func(map[string]string) func(*http.Request) {
+			return func(r *http.Request) { r.Header.Set("X-Forwarded-For", "198.51.100.7") }
+		}, "", Nobody, ErrUnauthenticated},
 		{"bearer", false, func(k map[string]string) func(*http.Request) { return bearer(k["grafana"]) }, "grafana", Viewer, nil},
 		{"bearer of an admin, on loopback", true, func(k map[string]string) func(*http.Request) { return bearer(k["anna"]) }, "anna", Admin, nil},
 		{"bearer in another case", false, func(k map[string]string) func(*http.Request) {

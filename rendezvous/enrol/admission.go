@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -77,24 +78,35 @@ func (a *Authority) Admit(now time.Time, p Presented) (store.Admission, error) {
 
 func (a *Authority) judged(p Presented) (said *store.Admission, refused, err error) {
 	err = a.store.View("admission of "+string(p.Name), func(tx *store.Tx) error {
-		if said, err = admissionOf(tx, string(p.Name)); err != nil {
-			return err
-		}
-		var issued *store.Certificate
-		if c, err := tx.Certificate(p.Serial); err == nil {
-			issued = &c
-		} else if !notFound(err) {
-			return err
-		}
-		refused = judge(p, said, issued, a.current().Manual)
-		return nil
+		said, refused, err = a.judgedIn(tx, p)
+		return err
 	})
 	return said, refused, err
 }
 
-// Bound refuses an endpoint that claims more than its node was granted.
+// judgedIn judges as of a transaction.
+func (a *Authority) judgedIn(tx *store.Tx, p Presented) (said *store.Admission, refused, err error) {
+	if said, err = admissionOf(tx, string(p.Name)); err != nil {
+		return nil, nil, err
+	}
+	var issued *store.Certificate
+	if c, err := tx.Certificate(p.Serial); err == nil {
+		issued = &c
+	} else if !notFound(err) {
+		return nil, nil, err
+	}
+	return said, judge(p, said, issued, a.current().Manual), nil
+}
+
+// Bound refuses an endpoint that claims more than its node was granted. Its own
+// addresses it may say itself, one by one: a network beside them would be another
+// way to its peers' traffic.
 func Bound(m store.Admission, e wire.Endpoint) error {
 	bounds := subnetsOf(m.Subnets)
+	networks := slices.DeleteFunc(slices.Clone(e.NodeSubnets), netip.Prefix.IsSingleIP)
+	if p, wrong := outside(networks, bounds); len(bounds) > 0 && wrong {
+		return refuse(ErrRefused, "endpoint.nodeSubnets: %s is more than an address, and not granted to %s: want its own addresses, as /32 or /128", p, e.Name)
+	}
 	if p, wrong := outside(e.Subnets, bounds); len(bounds) > 0 && wrong {
 		return refuse(ErrRefused, "endpoint.subnets: %s is not granted to %s, which may have %s: leave it out, or `bodkin node set %s --subnets %s` on the rendezvous",
 			p, e.Name, words(bounds), e.Name, strings.ReplaceAll(words(e.Subnets), " ", ""))

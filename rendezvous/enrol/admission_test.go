@@ -3,7 +3,11 @@ package enrol
 import (
 	"crypto/x509"
 	"errors"
+	"fmt"
+	"net/netip"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -281,6 +285,83 @@ func TestRenew(t *testing.T) {
 	}
 }
 
+func TestBoundNodeSubnets(t *testing.T) {
+	granted := store.Admission{Subnets: []string{"10.233.66.0/24"}}
+	for _, tt := range []struct {
+		said string
+		m    store.Admission
+		want error
+	}{
+		{"192.0.2.10/32", granted, nil},
+		{"2001:db8::1/128", granted, nil},
+		{"10.233.66.128/25", granted, nil},
+		{"8.0.0.0/8", granted, ErrRefused},
+		{"192.0.2.10/31", granted, ErrRefused},
+		{"8.0.0.0/8", store.Admission{}, nil},
+	} {
+		e := wire.Endpoint{Name: edge1, NodeSubnets: []netip.Prefix{netip.MustParsePrefix(tt.said)}}
+		if err := Bound(tt.m, e); !errors.Is(err, tt.want) {
+			t.Errorf("%s of %v: %v, want %v", tt.said, tt.m.Subnets, err, tt.want)
+		}
+	}
+}
+
+// Whichever of the two comes first, no certificate of a revoked node is good.
+func TestRenewWhileRevoked(t *testing.T) {
+	o := newOffice(t)
+	for i := range 40 {
+		name := wire.NodeName(fmt.Sprintf("beijing.edge%d", i))
+		key := newKey(t)
+		p := o.mustJoin(name, key, TokenSpec{})
+		renewal := wire.RenewRequest{CSR: request(t, wire.JoinToken{}, key, name).CSR}
+		var both sync.WaitGroup
+		both.Go(func() {
+			if _, err := o.Renew(o.now, "", p, &renewal); err != nil && !errors.Is(err, ErrRevoked) {
+				t.Error(err)
+			}
+		})
+		both.Go(func() {
+			if err := o.Revoke(o.now, operator, string(name), "stolen"); err != nil {
+				t.Error(err)
+			}
+		})
+		both.Wait()
+		certs, err := o.Certificates(string(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range certs {
+			if c.Revoked.IsZero() {
+				t.Errorf("%s: certificate %s was issued as the node was revoked", name, c.Serial)
+			}
+		}
+	}
+}
+
+// A token for one node makes one, however many come at once.
+func TestOneUseForAll(t *testing.T) {
+	o := newOffice(t)
+	token := o.token(TokenSpec{})
+	var all sync.WaitGroup
+	var joined atomic.Int32
+	for i := range 8 {
+		r := request(t, token, newKey(t), wire.NodeName(fmt.Sprintf("beijing.edge%d", i)))
+		r.Subnets = []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.1.%d.0/24", i))}
+		all.Go(func() {
+			_, _, err := o.Join(t.Context(), o.now, "", r, o)
+			if err == nil {
+				joined.Add(1)
+			} else if !errors.Is(err, ErrRefused) {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if n := joined.Load(); n != 1 {
+		t.Errorf("%d nodes joined with a token for one", n)
+	}
+}
+
 func TestOperatorsAreNoNodes(t *testing.T) {
 	o := newOffice(t)
 	cert, err := o.CA.Operator(o.now, edge1, "viewer", newKey(t).Public(), time.Hour)
@@ -340,5 +421,24 @@ func TestListNumberOverARestart(t *testing.T) {
 	}
 	if o.number() <= before {
 		t.Errorf("list %d after %d", o.number(), before)
+	}
+}
+
+// A store that was lost does not know whom its CA's list named.
+func TestForgotten(t *testing.T) {
+	o := newOffice(t)
+	for _, tt := range []struct {
+		who   *Authority
+		after time.Duration
+		want  bool
+	}{
+		{o.Authority, 0, false}, // made together
+		{o.Authority, youngCA, true},
+		{New(o.store, o.CA, Rules{Manual: true}), youngCA, false},
+		{New(o.store, nil, Rules{}), youngCA, false}, // somebody else's CA has a list of its own
+	} {
+		if got := tt.who.Forgotten(o.now.Add(tt.after)); (got != "") != tt.want {
+			t.Errorf("after %v: %q", tt.after, got)
+		}
 	}
 }

@@ -19,7 +19,21 @@ const (
 	// that is revoked has to be on a list made after it expired (RFC 5280 section
 	// 3.3).
 	certificateKept = crlLifetime
+	// youngCA is the age of a CA's certificate up to which it may be made together
+	// with the store: it begins an hour before it is made.
+	youngCA = 2 * time.Hour
 )
+
+// Forgotten says what a store that was just made does not know of an older CA,
+// empty if nothing: whoever lost the store has to be told. Manual approval keeps
+// out whom nobody knows.
+func (a *Authority) Forgotten(now time.Time) string {
+	if a.CA == nil || a.current().Manual || !a.store.Created() || now.Sub(a.CA.Certificate.NotBefore) < youngCA {
+		return ""
+	}
+	return "the store is new and its CA is not: what that CA issued and was revoked is not known here, and is let in: " +
+		"restore the store from a backup, set `approval: manual`, or make a new CA"
+}
 
 // list is a list of the revoked.
 type list struct {
@@ -60,7 +74,7 @@ func (a *Authority) list(tx *store.Tx, now time.Time, c *change) error {
 			revoked = append(revoked, pki.Revoked{Serial: cert.Serial, At: cert.Revoked})
 		}
 	}
-	number, err := tx.NextCRL()
+	number, err := tx.NextCRL(now)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -250,6 +251,10 @@ func (a *Authority) Renew(now time.Time, from string, present Presented, r *wire
 	}
 	var pem string
 	err = a.change(now, By{string(present.Name), from}, "renew certificate", string(present.Name), func(tx *store.Tx, c *change) error {
+		// It may have been revoked a moment ago: nobody would revoke what is issued now.
+		if _, refused, err := a.judgedIn(tx, present); err != nil || refused != nil {
+			return errors.Join(err, refused)
+		}
 		var serial string
 		pem, serial, err = a.issue(tx, now, string(present.Name), csr.PublicKey)
 		c.detail = "certificate " + serial + " after " + present.Serial

@@ -42,7 +42,7 @@ func validateSteps(steps []Step) error {
 		return invalid("%d steps, limit %d", len(steps), MaxSteps)
 	}
 	for _, s := range steps {
-		if s.AtMs < 0 || s.Count < 0 || len(s.Kind) > 32 {
+		if s.AtMs < 0 || s.Count < 0 || len(s.Kind) > 32 || !plainZone(s.Remote.Addr()) {
 			return invalid("step %.32q at %d ms, count %d", s.Kind, s.AtMs, s.Count)
 		}
 		if err := validateText("step", s.Text); err != nil {

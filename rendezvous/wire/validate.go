@@ -63,7 +63,8 @@ func (e *Endpoint) Validate() error {
 		return invalid("endpoint.publicAddresses has %d entries, limit %d", len(e.PublicAddresses), MaxCandidates)
 	}
 	for _, a := range e.PublicAddresses {
-		if a == "" || len(a) > 253 || strings.ContainsAny(a, " \t\r\n,") {
+		ip, notIP := netip.ParseAddr(a)
+		if (notIP != nil || ip.Zone() != "") && NodeName(strings.ToLower(strings.TrimSuffix(a, "."))).Validate() != nil {
 			return invalid("endpoint.publicAddresses: %.64q is neither an IP address nor a host name", a)
 		}
 	}
@@ -84,7 +85,8 @@ func validatePrefixes(field string, ps []netip.Prefix) error {
 		return invalid("%s has %d entries, limit %d", field, len(ps), MaxSubnets)
 	}
 	for _, p := range ps {
-		if !p.IsValid() || p.Masked() != p {
+		// IPv4 in IPv6's clothes would overlap with nobody's IPv4.
+		if !p.IsValid() || p.Masked() != p || p.Addr().Is4In6() {
 			return invalid("%s: %s is no network prefix", field, p)
 		}
 		if p.Bits() < minBits(p.Addr()) {
@@ -100,7 +102,7 @@ func (c Candidate) Validate() error {
 		return invalid("candidate kind %.32q", c.Kind)
 	}
 	a := c.Addr.Addr()
-	if !a.IsValid() || c.Addr.Port() == 0 {
+	if !a.IsValid() || c.Addr.Port() == 0 || !plainZone(a) {
 		return invalid("candidate address %s", c.Addr)
 	}
 	if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() || a.Is4In6() ||
@@ -138,7 +140,17 @@ func (p Path) Validate() error {
 	if !slices.Contains([]PathKind{"", PathHost, PathServerReflexive, PathPeerReflexive, PathMapped, PathPredicted, PathPublic}, p.Kind) {
 		return invalid("path kind %.32q", p.Kind)
 	}
+	if !plainZone(p.Local.Addr()) || !plainZone(p.Remote.Addr()) {
+		return invalid("path from %.64q to %.64q", p.Local, p.Remote)
+	}
 	return nil
+}
+
+// plainZone reports whether an address' zone can be an interface's name: netip
+// takes whatever a peer writes, and what is shown goes to terminals.
+func plainZone(a netip.Addr) bool {
+	const longest = 15 // IFNAMSIZ of Linux, without its zero
+	return len(a.Zone()) <= longest && Clip(a.Zone()) == a.Zone()
 }
 
 // Validate checks the values, which all are an agent's own words.

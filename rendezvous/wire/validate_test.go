@@ -67,6 +67,12 @@ func TestValidate(t *testing.T) {
 		{"too many public addresses", endpoint(func(e *Endpoint) { e.PublicAddresses = repeat(MaxCandidates+1, "a") }), "publicAddresses"},
 		{"empty public address", endpoint(func(e *Endpoint) { e.PublicAddresses = []string{""} }), "publicAddresses"},
 		{"two public addresses in one", endpoint(func(e *Endpoint) { e.PublicAddresses = []string{"a,b"} }), "publicAddresses"},
+		{"a terminal's command for a public address", endpoint(func(e *Endpoint) { e.PublicAddresses = []string{"a\x1b[2J"} }), "publicAddresses"},
+		{"one for its zone", endpoint(func(e *Endpoint) { e.PublicAddresses = []string{"2001:db8::1%\x1b[2J"} }), "publicAddresses"},
+		{"all of IPv4 as IPv6", endpoint(func(e *Endpoint) { e.Subnets = []netip.Prefix{netip.MustParsePrefix("::ffff:0:0/96")} }), "no network prefix"},
+		{"a terminal's command for a path's zone", &Report{Peer: "a.b", Outcome: OutcomeDirect, Path: Path{Remote: netip.MustParseAddrPort("[2001:db8::1%\x1b[2J]:1")}}, "path"},
+		{"for a step's", &Report{Peer: "a.b", Outcome: OutcomeDirect, Steps: []Step{{Remote: netip.MustParseAddrPort("[2001:db8::1%\x1b[2J]:1")}}}, "step"},
+		{"for a candidate's", trickle(host("[2001:db8::1%\x1b[2J]:4500")), "candidate address"},
 		{"public address too long", endpoint(func(e *Endpoint) { e.PublicAddresses = []string{text(254)} }), "publicAddresses"},
 
 		{"longest agent version", hello(func(m *Hello) { m.AgentVersion = text(128) }), ""},

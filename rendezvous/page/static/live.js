@@ -10,12 +10,22 @@ const silence = 40000;
 const firstWait = 500;
 const longestWait = 10000;
 
-// follow reads the stream for as long as the page lives, from the event after
+// shown waits until somebody can see the page. A hidden one, or one that was left
+// for another, holds no stream: browsers have six connections to a rendezvous
+// without HTTP/2, for all their tabs.
+async function shown() {
+  while (document.hidden) {
+    await new Promise((done) => document.addEventListener("visibilitychange", done, { once: true }));
+  }
+}
+
+// follow reads the stream for as long as the page is seen, from the event after
 // `last` on. It calls opened() when it is connected, event(e) with each event and
 // cut(why) when it is not any more.
 export async function follow(last, { opened, event, cut }) {
   let wait = firstWait;
   for (;;) {
+    await shown();
     try {
       await read(last, () => { wait = firstWait; opened(); }, (e) => { last = e.id; event(e); });
       cut("the rendezvous has ended the connection");
@@ -30,6 +40,8 @@ export async function follow(last, { opened, event, cut }) {
 async function read(last, opened, event) {
   const given = new AbortController();
   let timer = setTimeout(() => given.abort(), silence);
+  const hidden = () => { if (document.hidden) given.abort(); };
+  document.addEventListener("visibilitychange", hidden);
   try {
     const response = await fetch(`api/v1/events/stream?after=${last}`, { signal: given.signal }).catch(() => {
       throw new Error("the rendezvous cannot be reached");
@@ -52,5 +64,6 @@ async function read(last, opened, event) {
     }
   } finally {
     clearTimeout(timer);
+    document.removeEventListener("visibilitychange", hidden);
   }
 }
