@@ -171,6 +171,11 @@ func (d *Daemon) networkEvent(ctx context.Context, seen networkSeen) {
 		}
 	}
 	d.logNetwork(before, seen)
+	if before.mapped.IsValid() && seen.err != nil && !errors.Is(seen.err, errNoWay) {
+		// What does not hear the rendezvous may not hear the connector: where
+		// nothing leaves, nothing else tells.
+		d.hurryRuns()
+	}
 	if nat, known := d.net.nat(); known {
 		d.localNAT.Store(&nat)
 		d.tellNetwork()

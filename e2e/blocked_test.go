@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/bodkin-net/bodkin/e2e/lab"
 )
@@ -39,4 +40,34 @@ func TestTCPBlocked(t *testing.T) {
 	}))
 	nft("delete table ip blocked")
 	must(t, c.WaitOnline(ctx, n))
+}
+
+// A network that no longer lets UDP through, while nothing leaves the edge and the
+// connector goes on relaying to it: its tunnel with the connector is found dead by
+// what STUN says, long before charon's dead peer detection.
+func TestUDPBlocked(t *testing.T) {
+	t.Parallel()
+	ctx, c := start(t, ClusterOptions{})
+	a, ra := edge(ctx, t, c, "edge1", lab.PortRestricted)
+	b, _ := edge(ctx, t, c, "edge2", lab.PortRestricted)
+	must(t, c.Apply(ctx, "all-edges", a, b))
+	direct(ctx, t, c, a, b)
+	stream, err := b.StartStream(ctx, a)
+	must(t, err)
+	defer stream.Stop()
+
+	out, err := ra.Run(ctx, "nft", "add table ip blocked; add chain ip blocked forward { type filter hook forward priority -10; }; add rule ip blocked forward meta l4proto udp drop")
+	if err != nil {
+		t.Fatalf("nft: %v: %s", err, out)
+	}
+	began := time.Now()
+	must(t, c.until(ctx, "the pair is down", func() (bool, error) {
+		p, err := c.Pair(ctx, a, b)
+		return err == nil && p != nil && p.State == "down" && strings.Contains(p.Reason, "UDP"), err
+	}))
+	took := time.Since(began)
+	t.Logf("down after %v", took)
+	if took > time.Minute {
+		t.Errorf("down after %v, which is charon's dead peer detection's time", took)
+	}
 }
