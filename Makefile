@@ -19,7 +19,7 @@ DEB_VERSION = $(shell deploy/debian/version '$(VERSION)' $(COMMIT_DATE))
 ARCHS := amd64 arm64
 
 # One package may take this long under the race detector; e2e takes the most.
-TEST_TIMEOUT := 18m
+TEST_TIMEOUT := 25m
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

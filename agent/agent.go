@@ -22,9 +22,11 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/bodkin-net/bodkin/agent/charon"
+	"github.com/bodkin-net/bodkin/internal/unixsock"
 	"github.com/bodkin-net/bodkin/punch"
 	"github.com/bodkin-net/bodkin/punch/portmap"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
@@ -176,10 +178,17 @@ func New(cfg Config, version string, log *slog.Logger) (*Daemon, error) {
 	}
 	d.filter = newForwardFilter(log)
 	d.signalling = newLink(cfg, id, log, d.linkEvents)
-	if d.api, err = listenAPI(cfg.Socket); err != nil {
+	switch d.api, err = listenAPI(cfg.Socket); {
+	case errors.Is(err, unixsock.ErrServed): // until that process ends
+		return nil, fmt.Errorf("socket: %w", err)
+	case err != nil:
 		return nil, fmt.Errorf("%w: socket: %w", ErrConfig, err)
 	}
-	if d.metricsListener, err = listenMetrics(cfg.Metrics); err != nil {
+	switch d.metricsListener, err = listenMetrics(cfg.Metrics); {
+	case errors.Is(err, syscall.EADDRINUSE):
+		d.api.Close()
+		return nil, fmt.Errorf("metrics: %w", err)
+	case err != nil:
 		d.api.Close()
 		return nil, fmt.Errorf("%w: metrics: %w", ErrConfig, err)
 	}

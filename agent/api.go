@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/bodkin-net/bodkin/internal/unixsock"
@@ -109,7 +110,7 @@ func (d *Daemon) status() Status {
 		s.PortMapping = &PortMappingStatus{Protocol: m.Protocol, Outside: m.Outside}
 	}
 	if d.linkErr != nil {
-		s.Rendezvous.Error = d.linkErr.Error()
+		s.Rendezvous.Error = strings.TrimPrefix(d.linkErr.Error(), "rendezvous: ") // as the field's name says
 	}
 	if d.charonErr != nil {
 		s.Charon.Error = d.charonErr.Error()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/bodkin-net/bodkin/e2e/lab"
+	"github.com/bodkin-net/bodkin/internal/unixsock"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
 )
 
@@ -202,8 +203,8 @@ func TestNewOneAgentPerSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := New(cfg, "test", discardLog); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), cfg.Socket) {
-		t.Errorf("second agent: %v; want ErrConfig naming %s", err, cfg.Socket)
+	if _, err := New(cfg, "test", discardLog); !errors.Is(err, unixsock.ErrServed) || errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), cfg.Socket) {
+		t.Errorf("second agent: %v; want ErrServed naming %s, and no ErrConfig", err, cfg.Socket)
 	}
 	unix, ok := first.api.(interface{ SetUnlinkOnClose(bool) })
 	if !ok {

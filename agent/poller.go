@@ -159,14 +159,22 @@ func (d *Daemon) judge(ctx context.Context, now time.Time, t *tunnel, sas []char
 	}
 }
 
-// suspect has the run look at its path. What breaks a path often breaks others: a
-// router that has forgotten a mapping has forgotten all, and the connector can
-// reach this node only after that has spoken to it. Where each byte is paid for,
-// weak reasons are for the one path alone.
+// suspect has the run look at its path. Where each byte is paid for, weak reasons
+// are for the one path alone.
 func (d *Daemon) suspect(now time.Time, t *tunnel, r *running, weak bool) {
 	d.log.Debug("traffic gives reason to check the path", "peer", t.name())
 	signal(r.hurry)
-	if now.Sub(d.suspected) < suspectEvery || weak && d.cfg.Metered {
+	if weak && d.cfg.Metered {
+		return
+	}
+	d.lookAround(now, weak)
+}
+
+// lookAround checks what else may be gone with a path: a router that has forgotten a
+// mapping has forgotten all, and the connector can reach this node only after that
+// has spoken to it.
+func (d *Daemon) lookAround(now time.Time, weak bool) {
+	if now.Sub(d.suspected) < suspectEvery {
 		return
 	}
 	d.suspected = now

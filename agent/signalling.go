@@ -139,6 +139,9 @@ func (d *Daemon) demote(ctx context.Context, now time.Time, m *wire.Demote) {
 		return
 	}
 	d.log.Info("direct tunnel left for the relay", "peer", m.Peer, "reason", m.Reason)
+	// The other end hears nothing from here: this node may be cut off, and where
+	// nothing leaves it nothing else would tell.
+	d.lookAround(now, false)
 	d.perform(ctx, t, t.demoted(now, d.nextRun(), time.Duration(m.StartAfterMs)*time.Millisecond, m.Reason))
 }
 

@@ -52,9 +52,11 @@ func TestUDPBlocked(t *testing.T) {
 	b, _ := edge(ctx, t, c, "edge2", lab.PortRestricted)
 	must(t, c.Apply(ctx, "all-edges", a, b))
 	direct(ctx, t, c, a, b)
-	stream, err := b.StartStream(ctx, a)
+	// So little that its end alone is no reason for edge1 to look.
+	ping, err := b.Start(ctx, "ping", nil, "ping", "-i", "1", "-I", b.Pod.String(), a.Pod.String())
 	must(t, err)
-	defer stream.Stop()
+	defer ping.Kill()
+	pass(ctx, t, 3*time.Second)
 
 	out, err := ra.Run(ctx, "nft", "add table ip blocked; add chain ip blocked forward { type filter hook forward priority -10; }; add rule ip blocked forward meta l4proto udp drop")
 	if err != nil {

@@ -104,9 +104,9 @@ func inTrouble(ctx context.Context, t *testing.T, c *Cluster, path, words string
 		status, text, err := c.page(ctx, "/readyz")
 		return status == http.StatusServiceUnavailable && strings.Contains(text, path) && strings.Contains(text, words), err
 	}))
-	for page, want := range map[string]string{"/metrics": "bodkin_store_ok 0", "/": words} {
-		if _, text, err := c.page(ctx, page); err != nil || !strings.Contains(text, want) {
-			t.Errorf("%s does not say %q (error %v)", page, want, err)
+	for at, want := range map[string]string{"/metrics": "bodkin_store_ok 0", "/api/v1/overview": words} {
+		if _, text, err := c.page(ctx, at); err != nil || !strings.Contains(text, want) {
+			t.Errorf("%s does not say %q (error %v)", at, want, err)
 		}
 	}
 	if status, _, err := c.page(ctx, "/healthz"); err != nil || status != http.StatusOK {
@@ -167,7 +167,7 @@ func storeStage(ctx context.Context, t *testing.T, c *Cluster, mount string) (*d
 // TestDiskFull: the rendezvous goes on from memory, and writes when it can.
 func TestDiskFull(t *testing.T) {
 	ctx, c := start(t, ClusterOptions{})
-	d, a, b := storeStage(ctx, t, c, `mount -t tmpfs -o size=1m disk "$DISK"`)
+	d, a, b := storeStage(ctx, t, c, `mount -t tmpfs -o size=8m disk "$DISK"`)
 	store := filepath.Join(d.dir, "rendezvous.db")
 	d.sh(ctx, t, fill)
 	// The store needs no more room before there is much to be remembered.

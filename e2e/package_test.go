@@ -64,7 +64,7 @@ func TestPackageContents(t *testing.T) {
 			"-rwxr-xr-x root/root ./usr/bin/bodkin\n", "./usr/lib/systemd/system/bodkin-agent.service\n", "./usr/lib/systemd/system/bodkin-rendezvous.service\n",
 			"./usr/lib/sysusers.d/bodkin.conf\n", "./usr/lib/tmpfiles.d/bodkin.conf\n", "./usr/share/man/man1/bodkin.1.gz\n", "./usr/share/man/man1/bodkin-agent.1.gz\n",
 			"./usr/share/bash-completion/completions/bodkin\n", "./usr/share/zsh/vendor-completions/_bodkin\n", "./usr/share/fish/vendor_completions.d/bodkin.fish\n",
-			"./usr/share/doc/bodkin/examples/agent-edge.yaml\n", "./usr/share/doc/bodkin/copyright\n",
+			"./usr/share/doc/bodkin/examples/agent-edge.yaml\n", "./usr/share/doc/bodkin/start.md\n", "./usr/share/doc/bodkin/copyright\n",
 		} {
 			if !strings.Contains(string(list), want) {
 				t.Errorf("%s lacks %s", filepath.Base(deb), want)

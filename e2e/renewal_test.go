@@ -73,7 +73,7 @@ func TestRenewal(t *testing.T) {
 				return got.Problem == "" && got.Serial == fmt.Sprintf("%x", renewed[n].SerialNumber)
 			})
 			must(t, c.until(ctx, n.Name+" has given it to all connections", func() (bool, error) {
-				return strings.Count(n.Agent().Log(), "connection reloaded with the present certificate") >= 3, nil
+				return strings.Count(n.Agent().Log(), "connection loaded again") >= 3, nil
 			}))
 		}
 	}, [2]*Node{a, b}, [2]*Node{a, c.Connector})

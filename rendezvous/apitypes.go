@@ -242,6 +242,8 @@ type CreatedToken struct {
 	// URL is where to join, such as https://198.51.100.1:7443; empty if the
 	// rendezvous' certificate does not say.
 	URL string `json:"url,omitempty"`
+	// Warning is why nobody could join with it as things are.
+	Warning string `json:"warning,omitempty"`
 }
 
 // TokenView is a token without its secret.

@@ -66,11 +66,11 @@ func (s *Server) deleteCommunity(ctx context.Context, name string) error {
 			return nil
 		}
 		failed = s.change(ctx, "delete community", name, func(_ *store.Audit, tx *store.Tx) error {
-			if err := tx.DeleteCommunity(name); err != nil {
-				return fmt.Errorf("community %w", err)
-			}
-			return nil
+			return tx.DeleteCommunity(name)
 		})
+		if errors.Is(failed, store.ErrNotFound) {
+			failed = fmt.Errorf("community %s: %w", clip(name), store.ErrNotFound) // without the store's path
+		}
 		if failed != nil {
 			return nil
 		}

@@ -89,7 +89,7 @@ func TestPublicListener(t *testing.T) {
 		{"GET", "/api/v1/audit", admin, 200, "create credential"},
 		{"GET", "/api/v1/events/stream", "", 401, "a credential is required"},
 		{"DELETE", "/api/v1/communities/all", viewer, 403, "grafana may read only"},
-		{"DELETE", "/api/v1/communities/all", admin, 404, "not found"},
+		{"DELETE", "/api/v1/communities/all", admin, 404, `"community all: not found"`},
 	} {
 		var change func(*http.Request)
 		if tt.token != "" {

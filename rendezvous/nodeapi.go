@@ -122,14 +122,19 @@ func (s *Server) postToken(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	token, record, err := s.authority.CreateToken(time.Now(), byOf(r), enrol.TokenSpec{
+	wanted := enrol.TokenSpec{
 		Name: spec.Name, Subnets: spec.Subnets, Connector: spec.Connector, Replace: spec.Replace,
 		TTL: seconds(spec.TTLSeconds), Uses: spec.Uses,
-	})
+	}
+	doubt, err := s.authority.Doubt(wanted)
 	if err != nil {
 		return nil, err
 	}
-	return CreatedToken{TokenView: tokenViewOf(record), Token: token.String(), URL: s.joinURL()}, nil
+	token, record, err := s.authority.CreateToken(time.Now(), byOf(r), wanted)
+	if err != nil {
+		return nil, err
+	}
+	return CreatedToken{TokenView: tokenViewOf(record), Token: token.String(), URL: s.joinURL(), Warning: doubt}, nil
 }
 
 func (s *Server) removeToken(r *http.Request) (any, error) {

@@ -76,7 +76,7 @@ func (s *Server) postOperator(r *http.Request) (any, error) {
 // the certificates.
 func (s *Server) deleteAccess(r *http.Request) (any, error) {
 	name, now := r.PathValue("name"), time.Now().UTC()
-	return nil, s.change(r.Context(), "delete credential", name, func(a *store.Audit, tx *store.Tx) error {
+	err := s.change(r.Context(), "delete credential", name, func(a *store.Audit, tx *store.Tx) error {
 		revoked, err := revokeOperator(tx, name, now)
 		if err != nil {
 			return err
@@ -88,11 +88,12 @@ func (s *Server) deleteAccess(r *http.Request) (any, error) {
 		if errors.Is(err, store.ErrNotFound) && revoked > 0 {
 			return nil
 		}
-		if err != nil {
-			return fmt.Errorf("credential %w", err)
-		}
-		return nil
+		return err
 	})
+	if errors.Is(err, store.ErrNotFound) {
+		err = fmt.Errorf("credential %s: %w", clip(name), store.ErrNotFound) // without the store's path
+	}
+	return nil, err
 }
 
 func revokeOperator(tx *store.Tx, name string, now time.Time) (revoked int, err error) {

@@ -12,14 +12,14 @@ type check struct {
 // checks are in the order in which they are printed: what others rest on first.
 var checks = []check{
 	{"config", "agent's configuration", "agent.yaml can be read and says what the agent needs", nil, judgeConfig},
-	{"certificate", "certificate, key and CA", "the three files fit together, are valid now and nobody else can read the key", nil, judgeCertificate},
+	{"certificate", "certificate, key and CA", "the three files fit together, are valid now and nobody else can read the key; the rendezvous has not revoked it", []source{fromAgent}, judgeCertificate},
 	{"clock", "clock", "this machine's clock against the certificate's validity and the rendezvous' clock", []source{fromTCP}, judgeClock},
 	{"capabilities", "raw sockets", "CAP_NET_RAW and CAP_NET_ADMIN, here and of the running agent", []source{fromAgent, fromRaw}, judgeCapabilities},
 	{"vici", "charon over VICI", "charon answers on its VICI socket, and is new enough", []source{fromCharon}, judgeVICI},
 	{"plugins", "charon's plugins", "plugins for AES-GCM, x25519, the certificate's key and ESP", []source{fromCharon}, judgePlugins},
 	{"ike-port", "charon's UDP ports", "who holds UDP 4500 and 500", []source{fromPorts, fromCharon}, judgePorts},
 	{"esp", "ESP in kernel or user space", "somebody does ESP, and the kernel does not answer checks to the IKE port with ICMP port unreachable", []source{fromPorts, fromCharon, fromICMP}, judgeESP},
-	{"socket-mark", "socket mark with libipsec", "with ESP in user space, charon's and the agent's packets pass by the routes into the tunnels", []source{fromCharon, fromKernel}, judgeMark},
+	{"socket-mark", "socket mark with libipsec", "with ESP in user space, charon's and the agent's packets pass by the routes into the tunnels", []source{fromCharon, fromKernel, fromICMP}, judgeMark},
 	{"competitors", "other managers of charon", "other IKE daemons, and connections in charon that Bodkin did not load and that meet its own", []source{fromCharon, fromPorts, fromAgent, fromState}, judgeCompetitors},
 	{"host-firewall", "host firewall, IKE port", "nftables rules of this machine that drop or rewrite packets of the IKE port", []source{fromNetfilter, fromKernel}, judgeFirewall},
 	{"ipsec-capture", "IPsec policies over own traffic", "XFRM policies or routes into a tunnel that catch what this node sends to the rendezvous", []source{fromKernel}, judgeCapture},

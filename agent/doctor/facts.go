@@ -20,6 +20,7 @@ type Facts struct {
 	Config  ConfigFacts
 	Cert    CertFacts
 	Target  TargetFacts
+	Units   UnitFacts
 
 	Agent     AgentFacts
 	Charon    CharonFacts
@@ -48,6 +49,32 @@ type ConfigFacts struct {
 
 // readable reports whether what Config says is the operator's word.
 func (c ConfigFacts) readable() bool { return !c.Missing && c.Err == nil }
+
+// UnitFacts are what starts this machine's daemons.
+type UnitFacts struct {
+	Systemd bool // is running
+	// Charon is the unit of charon, without .service; empty if none is installed.
+	Charon string
+}
+
+// charon is how to restart or enable charon.
+func (u UnitFacts) charon(verb string) string {
+	switch {
+	case !u.Systemd:
+		return "(re)start charon, as with: ipsec restart"
+	case u.Charon == "":
+		return "systemctl " + verb + " " + starterUnit + "   # with charon-systemd: " + strongswanUnit
+	}
+	return "systemctl " + verb + " " + u.Charon
+}
+
+// restartAgent is how to restart the agent, which costs no tunnel.
+func (u UnitFacts) restartAgent() string {
+	if !u.Systemd {
+		return "end the agent and start it again: bodkin agent"
+	}
+	return "systemctl restart bodkin-agent"
+}
 
 // CertFacts are about certificate, key and CA.
 type CertFacts struct {

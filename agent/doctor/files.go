@@ -40,6 +40,30 @@ func readConfig(path string) ConfigFacts {
 	return f
 }
 
+// Units of charon, without .service: of Debian's package charon-systemd, and of
+// strongswan-starter.
+const (
+	strongswanUnit = "strongswan"
+	starterUnit    = "strongswan-starter"
+)
+
+// unitDirs are where units are installed.
+var unitDirs = []string{"/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
+
+func findUnits() (u UnitFacts) {
+	_, err := os.Stat("/run/systemd/system") // sd_booted(3)
+	u.Systemd = err == nil
+	for _, unit := range []string{strongswanUnit, starterUnit} {
+		for _, dir := range unitDirs {
+			if _, err := os.Stat(filepath.Join(dir, unit+".service")); err == nil {
+				u.Charon = unit
+				return u
+			}
+		}
+	}
+	return u
+}
+
 // prefixes are those that can be read; the others are the configuration's fault,
 // which another check tells.
 func prefixes(texts []string) (out []netip.Prefix) {

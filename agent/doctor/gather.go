@@ -60,6 +60,7 @@ func gather(ctx context.Context, o Options, chosen []check) Facts {
 	f.Config = readConfig(o.Config)
 	f.Cert = readCertificate(f.Config.Config)
 	f.Target = resolve(ctx, f.Config)
+	f.Units = findUnits()
 	var needed [sources]bool
 	for _, c := range chosen {
 		for _, s := range c.needs {

@@ -36,6 +36,7 @@ func well() Facts {
 		Subject: pkix.Name{CommonName: "beijing.edge1"}, NotBefore: now.AddDate(0, -1, 0), NotAfter: now.AddDate(1, 0, 0),
 		PublicKeyAlgorithm: x509.ECDSA, SignatureAlgorithm: x509.ECDSAWithSHA256,
 	}}
+	f.Units = UnitFacts{Systemd: true, Charon: starterUnit}
 	f.Target = TargetFacts{Host: "203.0.113.1", Port: "7443", Addrs: []netip.Addr{netip.MustParseAddr("203.0.113.1")}}
 	f.Agent = AgentFacts{PID: 7, Service: "active", Status: agent.Status{
 		Node: "beijing.edge1", Version: "v1",
@@ -166,9 +167,14 @@ func TestVerdicts(t *testing.T) {
 		{"capabilities", func(f *Facts) { f.Raw = syscall.EAFNOSUPPORT }, Fail, "forbids raw sockets"},
 		{"capabilities", func(f *Facts) { f.Agent.Lacks = []string{"CAP_NET_RAW"} }, Fail, "AmbientCapabilities"},
 
-		{"vici", func(f *Facts) { f.Charon.Err = fmt.Errorf("VICI: %w", fs.ErrNotExist) }, Fail, "enable --now strongswan"},
+		{"vici", func(f *Facts) { f.Charon.Err = fmt.Errorf("VICI: %w", fs.ErrNotExist) }, Fail, "systemctl enable --now strongswan-starter"},
+		{"vici", func(f *Facts) {
+			f.Units.Charon, f.Charon.Err = strongswanUnit, fs.ErrNotExist
+		}, Fail, "systemctl enable --now strongswan\n"},
+		{"vici", func(f *Facts) { f.Units.Charon, f.Charon.Err = "", fs.ErrNotExist }, Fail, "# with charon-systemd: strongswan"},
+		{"vici", func(f *Facts) { f.Units, f.Charon.Err = UnitFacts{}, fs.ErrNotExist }, Fail, "ipsec restart"},
 		{"vici", func(f *Facts) { f.Charon.Err = fmt.Errorf("VICI: %w", fs.ErrPermission) }, Fail, "sudo bodkin doctor"},
-		{"vici", func(f *Facts) { f.Charon.Err = charon.ErrTimeout }, Fail, "journalctl -u strongswan"},
+		{"vici", func(f *Facts) { f.Charon.Err = charon.ErrTimeout }, Fail, "journalctl -n 50 -t charon"},
 		{"vici", func(f *Facts) { f.Charon.Version.Version = "5.8.4" }, Fail, "needs 5.9.2"},
 
 		{"plugins", func(f *Facts) { f.Charon.Plugins = strings.Fields("aes x509 pem kernel-netlink curve25519") }, Fail, "no ECDSA"},
@@ -189,6 +195,7 @@ func TestVerdicts(t *testing.T) {
 		{"esp", func(f *Facts) { f.ICMP.Refused = true }, Fail, "modprobe -a esp4 esp6"},
 		{"esp", func(f *Facts) { f.ICMP.Refused, f.Ports.IKE = true, nil }, Skipped, "see ike-port"},
 
+		{"socket-mark", func(f *Facts) { f.ICMP.Refused = true }, Skipped, "see esp"},
 		{"socket-mark", func(f *Facts) { libipsec(f); f.Kernel.Rules = []TableRule{{}} }, Fail, "fwmark = !0x42"},
 		{"socket-mark", func(f *Facts) { libipsec(f); f.Config.Config.Mark = 0 }, Fail, "in agent.yaml: mark: 0x42"},
 		{"socket-mark", func(f *Facts) { libipsec(f); f.Config = ConfigFacts{Missing: true} }, OK, "0x42"},
@@ -276,10 +283,17 @@ func TestVerdicts(t *testing.T) {
 		{"agent", func(f *Facts) { f.Agent = AgentFacts{Err: fs.ErrNotExist} }, Warn, "bodkin agent --config /etc/bodkin"},
 		{"agent", func(f *Facts) { f.Agent = AgentFacts{Err: fs.ErrPermission} }, Skipped, "as root"},
 		{"agent", func(f *Facts) {
-			f.Agent.Status.Rendezvous = agent.ConnectionStatus{Error: "beijing.edge1 was revoked"}
-		}, Fail, "was revoked"},
+			f.Agent.Status.Rendezvous = agent.ConnectionStatus{Error: "dial tcp: connection refused"}
+		}, Fail, "mend what rendezvous-tcp"},
+		{"agent", func(f *Facts) {
+			f.Agent.Status.Rendezvous = agent.ConnectionStatus{Error: "beijing.edge1 was revoked on 2026-02-28 (stolen)"}
+		}, Fail, "bodkin node delete beijing.edge1"},
+		{"certificate", func(f *Facts) {
+			f.Agent.Status.Rendezvous = agent.ConnectionStatus{Error: "the rendezvous refuses: certificate 5f of beijing.edge1 was revoked on 2026-02-28: it has to join anew"}
+		}, Fail, "bodkin token create --name beijing.edge1 --replace"},
 		{"agent", func(f *Facts) { f.Agent.Status.Charon.Connected = false }, Fail, "does not reach charon"},
 		{"agent", func(f *Facts) { f.Agent.Status.Version = "v0" }, Warn, "restart bodkin-agent"},
+		{"agent", func(f *Facts) { f.Agent.Status.Version, f.Units = "v0", UnitFacts{} }, Warn, "bodkin agent"},
 	} {
 		f := well()
 		tt.change(&f)

@@ -30,12 +30,12 @@ func judgeVICI(f *Facts) Finding {
 			mend("sudo bodkin doctor").mend("an agent that is not root: charon.user and charon.group in strongswan.conf, or its unit's SupplementaryGroups=")
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED):
 		return problem(Fail, "%s", err).meaning(effect).
-			mend("systemctl enable --now strongswan   # strongswan-starter with the old ipsec.conf").
+			mend("%s", f.Units.charon("enable --now")).
 			mend("apt-get install strongswan-swanctl   # has the vici plugin").
 			mend("elsewhere than %s: viciSocket in agent.yaml, charon.plugins.vici.socket in strongswan.conf", socket)
 	case err != nil:
 		return problem(Fail, "%s", err).meaning(effect).
-			mend("systemctl restart strongswan   # tunnels are made anew").mend("journalctl -u strongswan -n 50")
+			mend("its log: journalctl -n 50 -t charon -t ipsec -t charon-systemd").mend("%s", f.Units.charon("restart"))
 	}
 	v := f.Charon.Version
 	if older(v.Version, oldest) {
@@ -135,13 +135,13 @@ func judgePlugins(f *Facts) Finding {
 		return problem(Fail, "not loaded: %s", strings.Join(missing, ", ")).
 			meaning("%s", strings.Join(effects, "; ")).
 			mend("apt-get install %s   # or add it to charon.load in strongswan.conf", strings.Join(install, " ")).
-			mend("systemctl restart strongswan")
+			mend("%s", f.Units.charon("restart"))
 	}
 	if own, kernel := slices.Index(plugins, "kernel-libipsec"), slices.Index(plugins, "kernel-netlink"); own > kernel {
 		return problem(Fail, "kernel-libipsec is loaded after kernel-netlink").
 			meaning("the first one does ESP: on a kernel without it, no tunnel").
 			mend("in charon.load of strongswan.conf, or by charon.plugins.*.load priorities: kernel-libipsec before kernel-netlink").
-			mend("systemctl restart strongswan")
+			mend("%s", f.Units.charon("restart"))
 	}
 	return ok("all that is needed, of %d", len(plugins))
 }
@@ -159,20 +159,20 @@ func judgePorts(f *Facts) Finding {
 		return problem(Fail, "UDP %s is held by %s (pid %d), not by charon", h.Addr, h.Name, h.PID).
 			meaning(effect).
 			mend("ss -ulpn 'sport = :%d'   # who it is", ikePort).
-			mend("stop %s (kill %d), then: systemctl restart strongswan", h.Name, h.PID)
+			mend("stop %s: kill %d", h.Name, h.PID).mend("%s", f.Units.charon("restart"))
 	case len(p.IKE) == 0 && len(p.Others) > 0:
 		return problem(Fail, "charon (pid %d) has UDP %s and nobody has %d", p.Others[0].PID, portList(p.Others), ikePort).
 			meaning("peers on another port than %d do not expect what IKE has before each packet there (RFC 3948)", ikePort).
-			mend("in strongswan.conf: charon { port_nat_t = %d }", ikePort).mend("systemctl restart strongswan")
+			mend("in strongswan.conf: charon { port_nat_t = %d }", ikePort).mend("%s", f.Units.charon("restart"))
 	case len(p.IKE) == 0:
 		return problem(Fail, "nobody holds UDP %d", ikePort).
-			meaning(effect + ", and this machine answers checks with ICMP port unreachable").
-			mend("systemctl enable --now strongswan").mend("its log says why it could not bind: journalctl -u strongswan | grep -i socket")
+			meaning(effect+", and this machine answers checks with ICMP port unreachable").
+			mend("%s", f.Units.charon("enable --now")).mend("its log says why it could not bind: journalctl -t charon -t ipsec -t charon-systemd | grep -i socket")
 	}
 	if i := slices.IndexFunc(p.IKE500, foreign); i >= 0 {
 		return problem(Warn, "UDP 500 is held by %s (pid %d): another IKE daemon?", p.IKE500[i].Name, p.IKE500[i].PID).
 			meaning("Bodkin needs 4500 only, but two IKE daemons undo each other's policies").
-			mend("stop and disable it, then: systemctl restart strongswan")
+			mend("stop and disable it").mend("%s", f.Units.charon("restart"))
 	}
 	if p.IKE[0].PID == 0 {
 		return ok("UDP %d is held by a process that cannot be seen from here", ikePort)
@@ -213,6 +213,8 @@ func judgeMark(f *Facts) Finding {
 	switch {
 	case f.Charon.Err != nil:
 		return noCharon()
+	case !f.Charon.libipsec() && f.ICMP.Refused:
+		return skipped("nobody does ESP: see esp")
 	case !f.Charon.libipsec():
 		return ok("not needed: ESP is done in the kernel")
 	case f.Kernel.Err != nil:
@@ -227,11 +229,12 @@ func judgeMark(f *Facts) Finding {
 	switch {
 	case i < 0:
 		return problem(Fail, "ESP is done in user space, and no routing rule leads marked packets around table %d", charonTable).
-			meaning(effect).mend("%s", conf(0x42)).mend("in agent.yaml: mark: 0x42").mend("systemctl restart strongswan bodkin-agent")
+			meaning(effect).mend("%s", conf(0x42)).mend("in agent.yaml: mark: 0x42").
+			mend("%s", f.Units.charon("restart")).mend("%s", f.Units.restartAgent())
 	case f.Config.readable() && f.Kernel.Rules[i].Mark != mark:
 		return problem(Fail, "charon's rule spares packets with mark %#x, and agent.yaml has mark: %#x", f.Kernel.Rules[i].Mark, mark).
 			meaning("the agent's packets are routed into the tunnels: no checks, no session").
-			mend("in agent.yaml: mark: %#x", f.Kernel.Rules[i].Mark).mend("systemctl restart bodkin-agent")
+			mend("in agent.yaml: mark: %#x", f.Kernel.Rules[i].Mark).mend("%s", f.Units.restartAgent())
 	}
 	return ok("mark %#x passes by the tunnels", f.Kernel.Rules[i].Mark)
 }
@@ -346,7 +349,7 @@ func meets(f *Facts, c charon.ConnectionInfo) (Finding, bool) {
 	who := fmt.Sprintf("charon has a connection %s that Bodkin did not load", c.Name)
 	remove := func(x Finding) (Finding, bool) {
 		return x.mend("remove or rename it where it comes from: grep -rn '%s' /etc/swanctl /etc/ipsec.conf /etc/ipsec.d", c.Name).
-			mend("systemctl restart strongswan   # not swanctl --load-conns, which unloads Bodkin's connections, too"), true
+			mend("%s", f.Units.charon("restart")).mend("not swanctl --load-conns, which unloads Bodkin's connections, too"), true
 	}
 	for _, t := range f.Agent.Status.Tunnels {
 		switch peer := string(t.Peer); {

@@ -82,7 +82,7 @@ func judgeTable(f *Facts) Finding {
 	}
 	return problem(verdict, "no routing rule leads to charon's table %d", charonTable).meaning("%s", effect).
 		mend("in strongswan.conf: charon { install_routes = yes }, without another charon.routing_table").
-		mend("systemctl restart strongswan   # makes the rule; something else may have flushed it: ip rule")
+		mend("%s", f.Units.charon("restart")).mend("ip rule   # the rule is there after that, unless something flushes it")
 }
 
 // strictFilter is rp_filter's value for RFC 3704's strict mode.

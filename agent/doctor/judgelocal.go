@@ -50,9 +50,34 @@ func describe(c ConfigFacts) string {
 	return fmt.Sprintf("%s, rendezvous %s", strings.ToLower(c.Config.Endpoint.Type), c.Config.Rendezvous)
 }
 
-func certificateFails(f *Facts) bool { return judgeCertificate(f).Verdict == Fail }
+func certificateFails(f *Facts) bool { return judgeCertificateFiles(f).Verdict == Fail }
 
 func judgeCertificate(f *Facts) Finding {
+	files := judgeCertificateFiles(f)
+	if x, is := revoked(f); is && files.Verdict != Fail {
+		return x
+	}
+	return files
+}
+
+// revoked finds that the rendezvous says so to the running agent. Its words are all
+// there is: what ends a session has no code.
+func revoked(f *Facts) (Finding, bool) {
+	s := f.Agent.Status
+	if s.Rendezvous.Connected || !strings.Contains(s.Rendezvous.Error, "was revoked") {
+		return Finding{}, false
+	}
+	x := problem(Fail, "revoked: %s", s.Rendezvous.Error).
+		meaning("neither the rendezvous nor the peers let this node in: no session and no tunnel")
+	if strings.Contains(s.Rendezvous.Error, " of "+string(s.Node)+" was revoked") { // a certificate; the name may be another machine's now
+		x = x.mend("on the rendezvous: bodkin token create --name %s --replace", s.Node)
+	} else {
+		x = x.mend("on the rendezvous: bodkin node delete %s", s.Node).mend("there: bodkin token create --name %s", s.Node)
+	}
+	return x.mend("here: bodkin join %s --token TOKEN", f.Config.Config.Rendezvous), true
+}
+
+func judgeCertificateFiles(f *Facts) Finding {
 	cfg, c := f.Config.Config, f.Cert
 	renew := "bodkin join again with a new token, or replace " + cfg.Certificate + " and " + cfg.Key
 	switch {
@@ -138,7 +163,7 @@ func judgeCapabilities(f *Facts) Finding {
 		return problem(Fail, "the agent (pid %d) lacks %s", f.Agent.PID, strings.Join(f.Agent.Lacks, " and ")).
 			meaning("it cannot send from charon's port, nor around IPsec policies").
 			mend("run it as root, or in its unit: AmbientCapabilities=CAP_NET_RAW CAP_NET_ADMIN").
-			mend("systemctl daemon-reload && systemctl restart bodkin-agent")
+			mend("%s", f.Units.restartAgent())
 	case errors.Is(f.Raw, rawudp.ErrPermission):
 		return problem(Fail, "%s", f.Raw).
 			meaning("as who runs this now, neither the agent nor most checks here can work").
@@ -176,7 +201,7 @@ func judgeState(f *Facts) Finding {
 			mend("free some space: du -xh --max-depth=2 / | sort -h | tail")
 	case f.Agent.Err == nil && f.Agent.Status.StateProblem != "":
 		return problem(Warn, "the agent says: %s", f.Agent.Status.StateProblem).meaning(effect).
-			mend("systemctl restart bodkin-agent   # if it stays: journalctl -u bodkin-agent")
+			mend("%s", f.Units.restartAgent()).mend("if it stays: the agent's log says why")
 	case s.Missing:
 		return ok("%s is not there yet: the agent makes it", dir)
 	}
@@ -187,6 +212,9 @@ func judgeAgent(f *Facts) Finding {
 	a := f.Agent
 	if a.Err != nil {
 		return judgeAbsentAgent(f)
+	}
+	if x, is := revoked(f); is {
+		return x
 	}
 	s := a.Status
 	switch {
@@ -204,7 +232,7 @@ func judgeAgent(f *Facts) Finding {
 	case f.Version != "" && s.Version != f.Version:
 		return problem(Warn, "the agent runs version %s, and this program is %s", s.Version, f.Version).
 			meaning("it was replaced and not restarted").
-			mend("systemctl restart bodkin-agent   # tunnels stay")
+			mend("%s", f.Units.restartAgent())
 	}
 	return ok("%s, pid %d, connected, %s", s.Node, a.PID, peers(s.Tunnels))
 }

@@ -146,7 +146,7 @@ func TestAgentAlone(t *testing.T) {
 	}
 
 	second := n.agent("second")
-	n.expectExit(second, exitConfig, "another process serves "+n.socket)
+	n.expectExit(second, exitFailed, n.socket+": another process serves it")
 	n.status(p, func(agent.Status) bool { return true }) // the first is unharmed
 	n.end(p)
 }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
@@ -95,7 +96,7 @@ func (f *rendezvousFlags) client() (*client, error) {
 		server = os.Getenv(envServer)
 	}
 	if server == "" {
-		return socketClient("the rendezvous", f.socket), nil
+		return socketClient(theRendezvous, f.socket), nil
 	}
 	c, err := f.remote(server)
 	if err != nil {
@@ -121,7 +122,7 @@ func (f *rendezvousFlags) remote(server string) (*client, error) {
 		return nil, err
 	}
 	return &client{
-		who: "the rendezvous", where: server, base: u.Scheme + "://" + u.Host, token: token,
+		who: theRendezvous, where: server, base: u.Scheme + "://" + u.Host, token: token,
 		http: newHTTPClient(&http.Transport{
 			TLSClientConfig: config, TLSHandshakeTimeout: clientDial,
 			DialContext: (&net.Dialer{Timeout: clientDial}).DialContext,
@@ -177,10 +178,16 @@ func loopback(host string) bool {
 	return host == "localhost" || err == nil && addr.IsLoopback()
 }
 
+// socketBase is the host of requests over a unix socket, which nobody resolves.
+const socketBase = "http://bodkin"
+
+// theRendezvous is what errors call it.
+const theRendezvous = "the rendezvous"
+
 // socketClient talks to the daemon on a unix socket.
 func socketClient(who, socket string) *client {
 	return &client{
-		who: who, where: socket, base: "http://bodkin",
+		who: who, where: socket, base: socketBase,
 		http: newHTTPClient(&http.Transport{
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				return (&net.Dialer{}).DialContext(ctx, "unix", socket)
@@ -272,11 +279,14 @@ func (c *client) unreachable(err error) error {
 	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err // without the URL, which is the client's own for a socket
 	}
+	if c.base == socketBase && c.who == theRendezvous && errors.Is(err, fs.ErrNotExist) {
+		return unreachableError{fmt.Errorf("no rendezvous runs on this machine (there is no %s): ask there, or name one with --server https://HOST:7480", c.where)}
+	}
 	hint := ""
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		err = op.Err
 		hint = ": is it running"
-		if c.base == "http://bodkin" {
+		if c.base == socketBase {
 			hint += ", and may you use its socket"
 		}
 		hint += "?"
@@ -287,10 +297,16 @@ func (c *client) unreachable(err error) error {
 	return unreachableError{fmt.Errorf("%s does not answer on %s: %w%s", c.who, c.where, err, hint)}
 }
 
+// httpToHTTPS is how net/http answers plain HTTP where it expects TLS.
+const httpToHTTPS = "Client sent an HTTP request to an HTTPS server"
+
 // refusal is the daemon's own words.
 func (c *client) refusal(status int, body []byte) error {
 	var e struct {
 		Error string `json:"error"`
+	}
+	if bytes.HasPrefix(body, []byte(httpToHTTPS)) {
+		return usageError{fmt.Errorf("%s on %s speaks TLS: want https://", c.who, c.where)}
 	}
 	if json.Unmarshal(body, &e) != nil || e.Error == "" {
 		e.Error = fmt.Sprintf("%s on %s: %s", c.who, c.where, cmp.Or(http.StatusText(status), fmt.Sprint(status)))

@@ -63,6 +63,15 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// Plain HTTP where TLS is spoken is the command line's fault.
+func TestPlainToTLS(t *testing.T) {
+	url, _ := remoteAPI(t, func(http.ResponseWriter, *http.Request) {})
+	_, err := run(t, "", "nodes", "--server", strings.Replace(url, "https:", "http:", 1))
+	if exitCode(err) != exitConfig || err == nil || !strings.Contains(err.Error(), "speaks TLS: want https://") {
+		t.Errorf("%v, exit code %d; want %d", err, exitCode(err), exitConfig)
+	}
+}
+
 func TestRemote(t *testing.T) {
 	var authorization string
 	url, ca := remoteAPI(t, func(w http.ResponseWriter, r *http.Request) {

@@ -70,13 +70,38 @@ func writeMan(root *cobra.Command, dir string) error {
 		name := strings.ReplaceAll(cmd.CommandPath(), " ", "-")
 		var page bytes.Buffer
 		header := &doc.GenManHeader{Title: strings.ToUpper(name), Section: "1", Source: "Bodkin", Manual: "Bodkin"}
-		if err := doc.GenMan(cmd, header, &page); err != nil {
+		if err := manPage(cmd, header, &page); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 		if err := os.WriteFile(filepath.Join(dir, name+".1"), page.Bytes(), 0o644); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// manPage writes one page. That of a help topic is the text as it stands, for most
+// of it is a table, and has nothing to be typed.
+func manPage(cmd *cobra.Command, header *doc.GenManHeader, page *bytes.Buffer) error {
+	if !cmd.IsAdditionalHelpTopicCommand() {
+		return doc.GenMan(cmd, header, page)
+	}
+	long := cmd.Long
+	cmd.Long = "```\n" + long + "\n```"
+	defer func() { cmd.Long = long }()
+	var whole bytes.Buffer
+	if err := doc.GenMan(cmd, header, &whole); err != nil {
+		return err
+	}
+	for i, section := range strings.Split(whole.String(), "\n.SH ") {
+		switch {
+		case i == 0:
+			page.WriteString(section)
+		case !strings.HasPrefix(section, "SYNOPSIS") && !strings.HasPrefix(section, "OPTIONS"):
+			page.WriteString("\n.SH " + section)
+		}
+	}
+	page.WriteString("\n")
 	return nil
 }
 

@@ -125,7 +125,7 @@ func printDoctor(p *printer, r doctor.Report, verbose bool) {
 
 // summary is the last line.
 func summary(r doctor.Report) string {
-	s := fmt.Sprintf("%s, %s in %d checks", plural(r.Counts[doctor.Fail], "problem"), plural(r.Counts[doctor.Warn], "warning"), len(r.Findings))
+	s := fmt.Sprintf("%s, %s in %s", plural(r.Counts[doctor.Fail], "problem"), plural(r.Counts[doctor.Warn], "warning"), plural(len(r.Findings), "check"))
 	if n := r.Counts[doctor.Skipped]; n > 0 {
 		s += fmt.Sprintf(", %d of them skipped", n)
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -44,16 +45,49 @@ func newRoot() *cobra.Command {
 	registerColour(root)
 	addGroups(root)
 	root.AddCommand(topics()...)
+	strictHelp(root)
 	return root
 }
 
-// args makes a wrong number of arguments a usage error.
+// args makes a wrong number of arguments a usage error, which says what is wanted.
 func args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, a []string) error {
-		if err := check(cmd, a); err != nil {
-			return usageError{fmt.Errorf("%s: %w", cmd.CommandPath(), err)}
+		switch {
+		case check(cmd, a) == nil:
+			return nil
+		case cmd.HasSubCommands() && len(a) > 0:
+			return unknownCommand(cmd, a[0])
 		}
-		return nil
+		return usageError{fmt.Errorf("got %s: want %s", plural(len(a), "argument"), strings.TrimSuffix(cmd.UseLine(), " [flags]"))}
+	}
+}
+
+// suggestionDistance is how many letters may differ for a command to be suggested.
+const suggestionDistance = 2
+
+// unknownCommand is for a word that names no command below parent.
+func unknownCommand(parent *cobra.Command, word string) error {
+	hint := ""
+	parent.SuggestionsMinimumDistance = suggestionDistance
+	if like := parent.SuggestionsFor(word); len(like) > 0 {
+		hint = fmt.Sprintf(" (did you mean %s?)", orList(like))
+	}
+	return usageError{fmt.Errorf("unknown command %q%s: see %s --help", word, hint, parent.CommandPath())}
+}
+
+// strictHelp has `help` refuse what there is no help for.
+func strictHelp(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() != "help" {
+			continue
+		}
+		cmd.Args = func(_ *cobra.Command, words []string) error {
+			if found, rest, _ := root.Find(words); len(rest) > 0 { // Find's error says as much
+				return unknownCommand(found, rest[0])
+			}
+			return nil
+		}
 	}
 }
 

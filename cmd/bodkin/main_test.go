@@ -86,7 +86,12 @@ func TestUsageErrors(t *testing.T) {
 		args string
 		want string
 	}{
-		{"dance", `unknown command "dance"`},
+		{"dance", `unknown command "dance": see bodkin --help`},
+		{"tokn", `unknown command "tokn" (did you mean join or token?): see bodkin --help`},
+		{"token creat", "did you mean create?"},
+		{"help nonsense", `unknown command "nonsense": see bodkin --help`},
+		{"help pair nonsense", `unknown command "nonsense": see bodkin pair --help`},
+		{"pair show beijing.edge1", "got 1 argument: want bodkin pair show NODE NODE"},
 		{"--dance", "unknown flag: --dance"},
 		{"status now", "bodkin status"},
 		{"status -o xml", "want table, wide, json or yaml"},
@@ -166,10 +171,10 @@ func TestVersion(t *testing.T) {
 
 func TestNoDaemon(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "absent.sock")
-	for _, args := range [][]string{{"status"}, {"community", "get"}} {
-		_, err := run(t, "", append(args, "--socket", socket)...)
-		if err == nil || exitCode(err) != exitUnreachable || !strings.Contains(err.Error(), socket) || !strings.Contains(err.Error(), "is it running") {
-			t.Errorf("bodkin %v: %v; want exit code %d and the socket's path", args, err, exitUnreachable)
+	for args, want := range map[string]string{"status": "is it running", "community get": "no rendezvous runs on this machine"} {
+		_, err := run(t, "", append(strings.Fields(args), "--socket", socket)...)
+		if err == nil || exitCode(err) != exitUnreachable || !strings.Contains(err.Error(), socket) || !strings.Contains(err.Error(), want) {
+			t.Errorf("bodkin %s: %v; want exit code %d, the socket's path and %q", args, err, exitUnreachable, want)
 		}
 	}
 }

@@ -44,6 +44,11 @@ func TestManPages(t *testing.T) {
 			t.Errorf("%s lacks %q or its date:\n%s", page, want, text)
 		}
 	}
+	topic := read(t, dir, "bodkin-files.1")
+	if !strings.Contains(topic, "\n  /etc/bodkin/agent.yaml           the agent's configuration\n") ||
+		strings.Contains(topic, "SYNOPSIS") || strings.Contains(topic, "OPTIONS") || !strings.Contains(topic, ".SH SEE ALSO") {
+		t.Errorf("bodkin-files.1 is not the topic's text as it stands:\n%s", topic)
+	}
 	if _, err := os.Stat(filepath.Join(dir, "bodkin-docs.1")); err == nil {
 		t.Error("a hidden command has a man page")
 	}

@@ -48,7 +48,7 @@ func TestTokenCommands(t *testing.T) {
 	expired.ID, expired.Expires = "bbbb", now.Add(-time.Hour)
 	var asked []string
 	socket := enrolmentAPI(t, &asked, map[string]any{
-		"POST /api/v1/tokens":        rendezvous.CreatedToken{TokenView: view, Token: "bodkin-join-abc", URL: "https://198.51.100.1:7443"},
+		"POST /api/v1/tokens":        rendezvous.CreatedToken{TokenView: view, Token: "bodkin-join-abc", URL: "https://198.51.100.1:7443", Warning: "beijing.edge1 is a node already"},
 		"GET /api/v1/tokens":         rendezvous.TokenList{Tokens: []rendezvous.TokenView{view, used, expired}},
 		"DELETE /api/v1/tokens/aaaa": nil,
 	})
@@ -58,7 +58,7 @@ func TestTokenCommands(t *testing.T) {
 		words []string
 	}{
 		{"create --name beijing.edge1 --subnets 10.233.66.0/24", `POST /api/v1/tokens {"name":"beijing.edge1","subnets":["10.233.66.0/24"],"ttlSeconds":43200,"uses":1}`,
-			[]string{"sudo bodkin join https://198.51.100.1:7443 --token bodkin-join-abc\n", "For beijing.edge1, 1 use"}},
+			[]string{"sudo bodkin join https://198.51.100.1:7443 --token bodkin-join-abc\n", "For beijing.edge1, 1 use", "warning: beijing.edge1 is a node already"}},
 		{"create --uses 5 --ttl 1h --connector --replace -o json", `POST /api/v1/tokens {"connector":true,"replace":true,"ttlSeconds":3600,"uses":5}`,
 			[]string{`"token": "bodkin-join-abc"`, `"url": "https://198.51.100.1:7443"`}},
 		{"list", "GET /api/v1/tokens", []string{"3f9a01c2b4d5e6f7", "good", "used", "expired", "1 of 1", "10.233.66.0/24"}},

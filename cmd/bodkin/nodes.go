@@ -10,6 +10,7 @@ import (
 
 	"github.com/bodkin-net/bodkin/rendezvous"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
+	"github.com/bodkin-net/bodkin/store"
 )
 
 func newNodeList() *cobra.Command {
@@ -76,6 +77,10 @@ func kilobytes(bytes int64) string { return fmt.Sprintf("%d kB", (bytes+999)/100
 // nodeNote is what an operator should know of a node.
 func nodeNote(n rendezvous.NodeHistory) string {
 	switch {
+	case n.Admission == store.Revoked:
+		return "revoked: stays out until bodkin node delete"
+	case n.Admission == store.Pending:
+		return "waits for bodkin node approve"
 	case n.Refusal != "":
 		return "refused: " + n.Refusal
 	case n.NAT.Blocked != "":

@@ -13,6 +13,7 @@ import (
 	"github.com/bodkin-net/bodkin/punch/nat"
 	"github.com/bodkin-net/bodkin/rendezvous"
 	"github.com/bodkin-net/bodkin/rendezvous/wire"
+	"github.com/bodkin-net/bodkin/store"
 )
 
 const (
@@ -185,13 +186,17 @@ func TestPrintNodes(t *testing.T) {
 		{NodeView: rendezvous.NodeView{Name: edge1, Online: true, Since: statusNow.Add(-time.Minute), Observed: at("203.0.113.7:41000"), Metered: true,
 			NAT: wire.NAT{Present: true, Mapping: wire.EndpointIndependent, Filtering: wire.AddressAndPortDependent}}},
 		{NodeView: rendezvous.NodeView{Name: edge3, LastSeen: statusNow.Add(-2 * time.Hour), NAT: wire.NAT{Blocked: "no answer over UDP"}}},
+		{NodeView: rendezvous.NodeView{Name: "beijing.edge4", LastSeen: statusNow.Add(-time.Hour), Admission: store.Revoked, Refusal: "subnets"}},
+		{NodeView: rendezvous.NodeView{Name: "beijing.edge5", LastSeen: statusNow.Add(-time.Hour), Admission: store.Pending}},
 	}
 	const want = `NODE               STATE    SINCE       OBSERVED            NAT              NOTE
 beijing.connector  online   1h0m0s ago  10.40.20.181[4500]  none             connector
 beijing.edge1      online   1m0s ago    203.0.113.7[41000]  port-restricted  metered
 shanghai.edge3     offline  2h0m0s ago  -                   blocked          UDP is blocked: no answer over UDP
+beijing.edge4      offline  1h0m0s ago  -                   unknown          revoked: stays out until bodkin node delete
+beijing.edge5      offline  1h0m0s ago  -                   unknown          waits for bodkin node approve
 
-3 nodes, 2 online
+5 nodes, 2 online
 `
 	if got := printed(func(p *printer) { printNodes(p, nodes) }); got != want {
 		t.Errorf("got:\n%s\nwant:\n%s", got, want)

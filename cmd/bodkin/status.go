@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -106,6 +107,8 @@ func printStatus(p *printer, s agent.Status) {
 	switch {
 	case len(s.Tunnels) > 0:
 		printTunnels(p, s.Tunnels)
+	case s.Listed && s.Forwarding != nil:
+		p.printf("no peers yet: no edge of its cluster has joined\n")
 	case s.Listed:
 		p.printf("no peers: no community names this node\n")
 	default:
@@ -181,10 +184,17 @@ func observed(s agent.Status) string {
 		return "nowhere: " + s.NAT.Blocked
 	case !s.Mapped.IsValid():
 		return "not yet"
+	case !s.NAT.Present && s.NAT.Mapping == "" && !ownAddress(s):
+		return bracketed(s.Mapped) + ", behind a NAT: being measured"
 	case !s.NAT.Present:
 		return bracketed(s.Mapped) + ", no NAT"
 	}
 	return fmt.Sprintf("%s, NAT: %s mapping, %s filtering", bracketed(s.Mapped), known(s.NAT.Mapping), known(s.NAT.Filtering))
+}
+
+// ownAddress reports whether the rendezvous sees an address that this node has.
+func ownAddress(s agent.Status) bool {
+	return slices.ContainsFunc(s.Local, func(a netip.AddrPort) bool { return a.Addr() == s.Mapped.Addr() })
 }
 
 // natDetails are what else is known of the NAT.

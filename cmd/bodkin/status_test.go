@@ -70,7 +70,7 @@ certificate ends in 3 days: issue a new one
 observed    203.0.113.7[41000], NAT: endpoint-independent mapping, unknown filtering
 relay       for 12 edges, 7 packets dropped that no community permits
 
-no peers: no community names this node
+no peers yet: no edge of its cluster has joined
 `},
 		{"a connector that cannot relay", shut, `node        beijing.edge1 (C=CN, O=fabedge.io, CN=beijing.edge1)
 rendezvous  wss://10.40.20.181:7443/v1/agent, connected 1m30s ago
@@ -78,7 +78,7 @@ charon      /var/run/charon.vici, connected
 observed    203.0.113.7[41000], NAT: endpoint-independent mapping, unknown filtering
 relay       none: net.ipv4.ip_forward is 0
 
-no peers: no community names this node
+no peers yet: no edge of its cluster has joined
 `},
 		{"in no community", alone, `node        beijing.edge1 (C=CN, O=fabedge.io, CN=beijing.edge1)
 rendezvous  wss://10.40.20.181:7443/v1/agent, connected 1m30s ago
@@ -137,7 +137,9 @@ func TestObserved(t *testing.T) {
 		want   string
 	}{
 		{agent.Status{}, "not yet"},
-		{agent.Status{Mapped: mapped}, "203.0.113.7[4500], no NAT"},
+		{agent.Status{Mapped: mapped}, "203.0.113.7[4500], behind a NAT: being measured"},
+		{agent.Status{Mapped: mapped, Local: []netip.AddrPort{mapped}}, "203.0.113.7[4500], no NAT"},
+		{agent.Status{Mapped: mapped, NAT: wire.NAT{Mapping: wire.EndpointIndependent}}, "203.0.113.7[4500], no NAT"},
 		{agent.Status{Mapped: mapped, NAT: wire.NAT{Present: true, Mapping: wire.AddressAndPortDependent, Filtering: wire.AddressDependent}},
 			"203.0.113.7[4500], NAT: address-and-port-dependent mapping, address-dependent filtering"},
 		{agent.Status{NAT: wire.NAT{Blocked: "no answer over UDP"}}, "nowhere: no answer over UDP"},

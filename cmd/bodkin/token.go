@@ -87,6 +87,9 @@ func printCreated(p *printer, made rendezvous.CreatedToken) {
 	p.printf("%s\n\n", p.styled(made.Token, bold))
 	p.printf("For %s, %s, until %s. On the node:\n", orElse(made.Name, "any name"), plural(made.MaxUses, "use"), made.Expires.Local().Format(time.DateTime))
 	p.printf("  sudo bodkin join %s --token %s%s\n", url, made.Token, extra)
+	if made.Warning != "" {
+		p.printf("\n%s %s\n", p.styled("warning:", warn), made.Warning)
+	}
 }
 
 func newTokenList(server *rendezvousFlags) *cobra.Command {

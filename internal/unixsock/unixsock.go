@@ -3,6 +3,7 @@
 package unixsock
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -11,12 +12,15 @@ import (
 // mode lets root and the socket's group connect.
 const mode = 0o660
 
+// ErrServed says that another process serves the socket.
+var ErrServed = errors.New("another process serves it: stop that first")
+
 // Listen listens on path in place of a socket that a killed process left. A
-// socket that is served, and a file that is none, are refused.
+// socket that is served (ErrServed), and a file that is none, are refused.
 func Listen(path string) (net.Listener, error) {
 	if c, err := net.Dial("unix", path); err == nil {
 		c.Close()
-		return nil, fmt.Errorf("another process serves %s: stop it first", path)
+		return nil, fmt.Errorf("%s: %w", path, ErrServed)
 	}
 	if info, err := os.Lstat(path); err == nil {
 		if info.Mode()&os.ModeSocket == 0 {

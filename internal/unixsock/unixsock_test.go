@@ -1,6 +1,7 @@
 package unixsock
 
 import (
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -18,7 +19,7 @@ func TestListen(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != mode {
 		t.Errorf("mode %v, %v; want %o", info.Mode(), err, mode)
 	}
-	if _, err := Listen(path); err == nil || !strings.Contains(err.Error(), "another process serves "+path) {
+	if _, err := Listen(path); !errors.Is(err, ErrServed) || !strings.Contains(err.Error(), path) {
 		t.Errorf("while it is served: %v", err)
 	}
 	// A killed process leaves its socket: closing would remove it.

@@ -234,6 +234,7 @@ func TestJoinRefused(t *testing.T) {
 		{name: "for another name", spec: TokenSpec{Name: edge2}, want: ErrRefused, words: "is for beijing.edge2, not for \"beijing.edge1\""},
 		{name: "no name at all", then: func(_ *office, r *wire.JoinRequest) { r.Name = "" }, want: ErrInvalid, words: "--name"},
 		{name: "name that is none", then: func(_ *office, r *wire.JoinRequest) { r.Name = "Edge One<script>" }, want: ErrInvalid, words: "lower-case DNS name"},
+		{name: "name without a cluster", then: func(_ *office, r *wire.JoinRequest) { r.Name = "edge3" }, want: ErrInvalid, words: "want cluster.node"},
 		{name: "used by another node", then: func(o *office, r *wire.JoinRequest) {
 			again := *r
 			other := request(o.t, wire.JoinToken{}, newKey(o.t), edge2)
@@ -435,10 +436,37 @@ func TestNothingIsIssuedWithoutTheKey(t *testing.T) {
 	}
 }
 
+// What is known to be in the way of a token is said when it is made.
+func TestTokenDoubt(t *testing.T) {
+	o := newOffice(t)
+	o.mustJoin(edge1, newKey(t), TokenSpec{})
+	o.mustJoin(edge2, newKey(t), TokenSpec{})
+	if err := o.Revoke(o.now, operator, edge2, "stolen"); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		spec TokenSpec
+		want string
+	}{
+		{TokenSpec{}, ""},
+		{TokenSpec{Name: "beijing.edge3", Subnets: []string{"10.233.2.0/24"}}, ""}, // was the revoked node's
+		{TokenSpec{Name: edge1}, "is a node already"},
+		{TokenSpec{Name: edge1, Replace: true, Subnets: []string{"10.233.1.0/24"}}, ""},
+		{TokenSpec{Name: edge2, Replace: true}, "bodkin node delete beijing.edge2"},
+		{TokenSpec{Subnets: []string{"10.233.0.0/16"}}, "overlaps 10.233.1.0/24 of beijing.edge1"},
+	} {
+		doubt, err := o.Doubt(tt.spec)
+		if err != nil || (doubt == "") != (tt.want == "") || !strings.Contains(doubt, tt.want) {
+			t.Errorf("%+v: %q, %v; want %q", tt.spec, doubt, err, tt.want)
+		}
+	}
+}
+
 func TestTokenSpec(t *testing.T) {
 	o := newOffice(t)
 	for words, spec := range map[string]TokenSpec{
 		"lower-case DNS name": {Name: "Beijing Edge"},
+		"want cluster.node":   {Name: "edge3"},
 		"is no CIDR":          {Subnets: []string{"10.233"}},
 		"behind its mask":     {Subnets: []string{"10.233.1.1/16"}},
 		"too many addresses":  {Subnets: []string{"0.0.0.0/0"}},
@@ -454,7 +482,7 @@ func TestTokenSpec(t *testing.T) {
 	if tokens, err := o.Tokens(); err != nil || len(tokens) != 0 {
 		t.Errorf("left behind: %+v, %v", tokens, err)
 	}
-	if err := o.DeleteToken(o.now, operator, "nonesuch"); !errors.Is(err, store.ErrNotFound) {
+	if err := o.DeleteToken(o.now, operator, "nonesuch"); !errors.Is(err, store.ErrNotFound) || strings.Contains(err.Error(), "store ") {
 		t.Error(err)
 	}
 	if got := o.audits(); len(got) != 0 {

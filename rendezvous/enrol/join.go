@@ -39,6 +39,9 @@ func permit(now time.Time, token store.Token, r *wire.JoinRequest, key string, m
 	case g.name == "":
 		return g, refuse(ErrInvalid, "name: neither the token nor the node names one: want --name CLUSTER.NODE")
 	}
+	if err := checkName(g.name); err != nil {
+		return g, err
+	}
 	if g.repeat, err = used(token, string(g.name), key); err != nil {
 		return g, err
 	}

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/bodkin-net/bodkin/internal/pki"
@@ -39,8 +40,8 @@ type TokenSpec struct {
 // check is what is wrong with a spec.
 func (s TokenSpec) check() error {
 	if s.Name != "" {
-		if err := wire.NodeName(s.Name).Validate(); err != nil {
-			return refuse(ErrInvalid, "name: %v", err)
+		if err := checkName(wire.NodeName(s.Name)); err != nil {
+			return err
 		}
 	}
 	subnets, err := ParseSubnets(s.Subnets)
@@ -60,6 +61,45 @@ func (s TokenSpec) check() error {
 		return refuse(ErrInvalid, "subnets: %d nodes cannot have the same subnets: want one use, or a name", s.Uses)
 	}
 	return nil
+}
+
+// checkName refuses what no community can name.
+func checkName(name wire.NodeName) error {
+	if err := name.Validate(); err != nil {
+		return refuse(ErrInvalid, "name: %v", err)
+	}
+	if !strings.Contains(string(name), ".") {
+		return refuse(ErrInvalid, "name: %s lacks its cluster: want cluster.node, such as beijing.%s", name, name)
+	}
+	return nil
+}
+
+// Doubt is why a node could not join with a token of this kind as things are, in
+// words; empty if nothing is known against it.
+func (a *Authority) Doubt(s TokenSpec) (doubt string, err error) {
+	err = a.store.View("look for conflicts of a token", func(tx *store.Tx) error {
+		all, err := tx.Admissions()
+		doubt = s.doubt(all)
+		return err
+	})
+	return doubt, err
+}
+
+func (s TokenSpec) doubt(nodes []store.Admission) string {
+	if s.Name != "" {
+		i := slices.IndexFunc(nodes, func(m store.Admission) bool { return m.Name == s.Name })
+		switch {
+		case i >= 0 && nodes[i].State == store.Revoked:
+			return fmt.Sprintf("%s was revoked: nobody joins as it before `bodkin node delete %s`", s.Name, s.Name)
+		case i >= 0 && !s.Replace:
+			return fmt.Sprintf("%s is a node already: another machine joins as it only with a token made with --replace, or after `bodkin node delete %s`", s.Name, s.Name)
+		}
+	}
+	g := grant{name: wire.NodeName(s.Name), subnets: subnetsOf(s.Subnets)}
+	if err := g.overlapping(nodes); err != nil {
+		return err.Error()
+	}
+	return ""
 }
 
 // CreateToken makes a token. Its secret is in the answer and nowhere else.
@@ -101,7 +141,11 @@ func (a *Authority) Tokens() (tokens []store.Token, err error) {
 // DeleteToken has a token permit nothing any more. store.ErrNotFound if there is
 // none of that ID.
 func (a *Authority) DeleteToken(now time.Time, by By, id string) error {
-	return a.change(now, by, "delete token", id, func(tx *store.Tx, _ *change) error { return tx.DeleteToken(id) })
+	err := a.change(now, by, "delete token", id, func(tx *store.Tx, _ *change) error { return tx.DeleteToken(id) })
+	if notFound(err) {
+		return fmt.Errorf("token %.64q: %w", id, store.ErrNotFound) // without the store's path
+	}
+	return err
 }
 
 // Authenticate is ErrToken unless there is a token with that secret. Who cannot say
