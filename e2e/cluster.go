@@ -199,12 +199,17 @@ func (c *Cluster) startRendezvous(ctx context.Context, h *lab.Host, o ClusterOpt
 	if err := os.WriteFile(c.config, []byte(conf), 0o600); err != nil {
 		return err
 	}
-	c.admin = &http.Client{Transport: &http.Transport{
+	c.admin = overUnix(c.AdminSocket)
+	return c.RestartRendezvous(ctx, h)
+}
+
+// overUnix asks whoever serves a unix socket, whatever the host in the URL.
+func overUnix(socket string) *http.Client {
+	return &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", c.AdminSocket)
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		},
 	}}
-	return c.RestartRendezvous(ctx, h)
 }
 
 // rendezvousCredentials are the keys of a configuration for what the rendezvous

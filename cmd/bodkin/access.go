@@ -103,26 +103,11 @@ func until(t time.Time) string {
 }
 
 func newAccessList(server *rendezvousFlags) *cobra.Command {
-	var o output
-	cmd := &cobra.Command{
+	return listing(server, "/api/v1/access", func(p *printer, list rendezvous.CredentialList) { printCredentials(p, list.Credentials) }, &cobra.Command{
 		Use:     "list",
 		Short:   "List the credentials, without their tokens",
 		Example: "  bodkin access list\n  bodkin access list -o json | jq -r '.credentials[].name'",
-		Args:    args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := server.client()
-			if err != nil {
-				return err
-			}
-			var list rendezvous.CredentialList
-			if err := c.get(cmd.Context(), "/api/v1/access", nil, &list); err != nil {
-				return err
-			}
-			return o.print(cmd, list, func(p *printer) { printCredentials(p, list.Credentials) })
-		},
-	}
-	o.register(cmd)
-	return cmd
+	})
 }
 
 func printCredentials(p *printer, credentials []rendezvous.CredentialView) {

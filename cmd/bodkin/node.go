@@ -41,26 +41,11 @@ func onNode(cmd *cobra.Command, server *rendezvousFlags, method, name, verb stri
 }
 
 func newNodeAdmissions(server *rendezvousFlags) *cobra.Command {
-	var o output
-	cmd := &cobra.Command{
+	return listing(server, "/api/v1/nodes", func(p *printer, list rendezvous.NodeList) { printAdmissions(p, list.Nodes) }, &cobra.Command{
 		Use:     "list",
 		Short:   "List the nodes and whether they are let in",
 		Example: "  bodkin node list\n  bodkin node list -o json | jq -r '.nodes[] | select(.admission == \"pending\") | .name'",
-		Args:    args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := server.client()
-			if err != nil {
-				return err
-			}
-			var list rendezvous.NodeList
-			if err := c.get(cmd.Context(), "/api/v1/nodes", nil, &list); err != nil {
-				return err
-			}
-			return o.print(cmd, list, func(p *printer) { printAdmissions(p, list.Nodes) })
-		},
-	}
-	o.register(cmd)
-	return cmd
+	})
 }
 
 func printAdmissions(p *printer, nodes []rendezvous.NodeHistory) {

@@ -15,25 +15,30 @@ import (
 
 func newNodeList() *cobra.Command {
 	var server rendezvousFlags
-	var o output
-	cmd := &cobra.Command{
+	cmd := listing(&server, "/api/v1/nodes", func(p *printer, list rendezvous.NodeList) { printNodes(p, list.Nodes) }, &cobra.Command{
 		Use:     "nodes",
 		Short:   "List the nodes that the rendezvous knows, with their NATs",
 		Example: "  bodkin nodes\n  bodkin nodes -o wide --server https://connector:7480 --token-file viewer.token",
-		Args:    args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := server.client()
-			if err != nil {
-				return err
-			}
-			var list rendezvous.NodeList
-			if err := c.get(cmd.Context(), "/api/v1/nodes", nil, &list); err != nil {
-				return err
-			}
-			return o.print(cmd, list, func(p *printer) { printNodes(p, list.Nodes) })
-		},
-	}
+	})
 	server.register(cmd)
+	return cmd
+}
+
+// listing makes a command that prints what one GET of the rendezvous' API answers.
+func listing[T any](server *rendezvousFlags, path string, show func(*printer, T), cmd *cobra.Command) *cobra.Command {
+	var o output
+	cmd.Args = args(cobra.NoArgs)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := server.client()
+		if err != nil {
+			return err
+		}
+		var list T
+		if err := c.get(cmd.Context(), path, nil, &list); err != nil {
+			return err
+		}
+		return o.print(cmd, list, func(p *printer) { show(p, list) })
+	}
 	o.register(cmd)
 	return cmd
 }

@@ -93,26 +93,11 @@ func printCreated(p *printer, made rendezvous.CreatedToken) {
 }
 
 func newTokenList(server *rendezvousFlags) *cobra.Command {
-	var o output
-	cmd := &cobra.Command{
+	return listing(server, "/api/v1/tokens", func(p *printer, list rendezvous.TokenList) { printTokens(p, list.Tokens) }, &cobra.Command{
 		Use:     "list",
 		Short:   "List the join tokens, without their secrets",
 		Example: "  bodkin token list\n  bodkin token list -o json | jq -r '.tokens[].id'",
-		Args:    args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := server.client()
-			if err != nil {
-				return err
-			}
-			var list rendezvous.TokenList
-			if err := c.get(cmd.Context(), "/api/v1/tokens", nil, &list); err != nil {
-				return err
-			}
-			return o.print(cmd, list, func(p *printer) { printTokens(p, list.Tokens) })
-		},
-	}
-	o.register(cmd)
-	return cmd
+	})
 }
 
 func printTokens(p *printer, tokens []rendezvous.TokenView) {
